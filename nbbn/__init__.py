@@ -1,0 +1,24 @@
+"""Batch normalization statistics, done right and at the speed of memory, on the arrays people already have."""
+
+from nbbn.backends import available_backends, use_backend
+from nbbn.config import get_num_threads, set_num_threads, show_config
+from nbbn.functional import batch_norm, batch_norm_backward, normalize
+from nbbn.layer import BatchNorm
+from nbbn.moments import Moments
+from nbbn.statistics import NonFiniteWarning, batch_stats, ema_update
+
+__all__ = [
+    "BatchNorm",
+    "Moments",
+    "NonFiniteWarning",
+    "available_backends",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_stats",
+    "ema_update",
+    "get_num_threads",
+    "normalize",
+    "set_num_threads",
+    "show_config",
+    "use_backend",
+]

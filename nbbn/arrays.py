@@ -1,0 +1,55 @@
+"""What kind of array is this? Optional libraries are recognised without importing them."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def numpy_array(name: str, value: Any) -> Array:
+    """`value` if it is a NumPy array that can be computed with, else a `TypeError` that says what to do."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, got a masked array; pass {name}.data and where=~{name}.mask")
+    if isinstance(value, np.ndarray):
+        if not value.dtype.isnative:
+            raise TypeError(
+                f"{name}: expected native byte order, got dtype {value.dtype.str!r}; "
+                f"pass {name}.astype({name}.dtype.newbyteorder('='))"
+            )
+        return value if type(value) is np.ndarray else value.view(np.ndarray)
+    raise TypeError(f"{name}: expected a NumPy array, got {_kind(value)}{_advice(name, value)}")
+
+
+def _kind(value: Any) -> str:
+    cls = type(value)
+    return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _advice(name: str, value: Any) -> str:
+    module = type(value).__module__.partition(".")[0]
+    if module == "torch":
+        if getattr(value, "requires_grad", False):
+            return f" that requires grad; this version takes {name}.detach().cpu().numpy()"
+        return f"; this version takes {name}.cpu().numpy()"
+    if module == "cupy":
+        return f" (on a GPU); this version takes {name}.get()"
+    if module in {"jax", "jaxlib"}:
+        return f"; this version takes numpy.asarray({name})"
+    if isinstance(value, list | tuple | int | float):
+        return f"; pass numpy.asarray({name}, dtype=numpy.float32)"
+    return ""
+
+
+def float_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """`dtype` if it is one that this version computes with, else a `TypeError`."""
+    if dtype in FLOATS:
+        return dtype
+    if dtype.kind in "iub" or dtype == np.float16 or dtype.name == "bfloat16":
+        raise TypeError(
+            f"{name}: this version computes with float32 and float64, got {dtype}; pass {name}.astype(numpy.float32)"
+        )
+    raise TypeError(f"{name}: expected float32 or float64, got dtype {dtype}")

@@ -1,0 +1,187 @@
+"""The backend contract, and which backend serves a call."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+#: Every backend this version has, and the module that is it. Imported when first needed.
+_MODULES = {"numpy": "nbbn.reference", "cpu": "nbbn.cpu"}
+
+_forced: ContextVar[str | None] = ContextVar("nbbn_backend", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningUpdate:
+    """What a training call does to the running arrays: both are written in place."""
+
+    running_mean: Array
+    running_var: Array
+    momentum: float
+    ddof: int
+    skip_nonfinite: bool
+
+
+class Backend(Protocol):
+    """What a backend module exports.
+
+    `x`, `out`, `residual`, `where`, `grad_*x` are canonical (outer, channels, inner) views: the last axis has unit
+    stride (`where` may have any strides), no axis is empty. Everything else is a flat per-channel array. All
+    results are preallocated by the caller. A backend checks nothing and decides no policy.
+    """
+
+    name: str
+
+    def moments(self, x: Array, where: Array | None, count: Array, mean: Array, m2: Array) -> None:
+        """Write count, mean and m2 of every channel (0, 0, 0 where nothing is selected)."""
+
+    def affine(
+        self,
+        x: Array,
+        mean: Array,
+        var: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        residual: Array | None,
+        relu: bool,
+        out: Array,
+    ) -> None:
+        """Write act((x - mean) / sqrt(var + eps) * weight + bias + residual); `out` may be `x`."""
+
+    def train(
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        residual: Array | None,
+        relu: bool,
+        out: Array,
+        count: Array,
+        mean: Array,
+        m2: Array,
+        update: RunningUpdate | None,
+    ) -> int:
+        """`moments`, `affine` with them, `ema`, in one call; returns the number of channels skipped."""
+
+    def backward(
+        self,
+        grad_out: Array,
+        x: Array,
+        mean: Array,
+        var: Array,
+        weight: Array | None,
+        eps: float,
+        training: bool,
+        grad_x: Array,
+        grad_weight: Array,
+        grad_bias: Array,
+    ) -> None:
+        """Write the three gradients; `grad_x` may be `grad_out` or `x`, the others are float64."""
+
+    def ema(self, count: Array, mean: Array, m2: Array, update: RunningUpdate) -> int:
+        """Moving averages of every channel with values; returns the number of channels skipped."""
+
+    def merge(
+        self,
+        count_a: Array,
+        mean_a: Array,
+        m2_a: Array,
+        count_b: Array,
+        mean_b: Array,
+        m2_b: Array,
+        count: Array,
+        mean: Array,
+        m2: Array,
+    ) -> None:
+        """Write the moments of both sets together."""
+
+    def remove(
+        self,
+        count_all: Array,
+        mean_all: Array,
+        m2_all: Array,
+        count_b: Array,
+        mean_b: Array,
+        m2_b: Array,
+        count: Array,
+        mean: Array,
+        m2: Array,
+    ) -> None:
+        """Write the moments of the whole without part b."""
+
+
+def current() -> Backend:
+    """The backend for NumPy arrays: the forced one, else the CPU kernels."""
+    return cast(Backend, import_module(_MODULES[_forced.get() or "cpu"]))
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that work on this machine.
+
+    Returns
+    -------
+    tuple of str
+        ``"numpy"`` is the float64 reference, ``"cpu"`` the compiled kernels.
+
+    Examples
+    --------
+    >>> import nbbn
+    >>> nbbn.available_backends()
+    ('numpy', 'cpu')
+    """
+    return tuple(_MODULES)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the calls inside a ``with`` block on one backend.
+
+    The choice belongs to the current thread or asynchronous task and ends with the block.
+
+    Parameters
+    ----------
+    name : {"numpy", "cpu", "cuda"}
+        ``"numpy"`` is the float64 reference (slow, for checking), ``"cpu"`` the compiled kernels.
+
+    Raises
+    ------
+    ValueError
+        If the name is not that of a backend.
+    RuntimeError
+        If the backend does not work here. This version has no ``"cuda"`` backend.
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> x = np.array([[1.0], [3.0]])
+    >>> with nbbn.use_backend("numpy"):
+    ...     nbbn.batch_stats(x).mean
+    array([2.])
+    """
+    if name == "cuda":
+        raise RuntimeError("backend 'cuda': this version of nbbn has no CUDA kernels; it has " + _known())
+    if name not in _MODULES:
+        raise ValueError(f"name: expected one of {_known()} or 'cuda', got {name!r}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _known() -> str:
+    return ", ".join(repr(name) for name in _MODULES)
+
+
+def empty_moments(channels: int) -> tuple[Array, Array, Array]:
+    """Uninitialized count, mean and m2 for a backend to fill."""
+    return np.empty(channels, np.int64), np.empty(channels), np.empty(channels)

@@ -1,0 +1,288 @@
+"""Argument checks. Every message names the argument, the value received and what was expected."""
+
+import math
+import operator
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.exceptions import AxisError
+
+from nbbn.arrays import FLOATS, Array, float_dtype, numpy_array
+
+#: The default of every `momentum` parameter. An object of its own, so that `momentum=` given beside `decay=`
+#: is noticed even when it is 0.1.
+DEFAULT_MOMENTUM = float("0.1")
+
+Activation = Literal["relu"] | None
+NonFinite = Literal["propagate", "skip", "raise"]
+
+NONFINITE = ("propagate", "skip", "raise")
+ACTIVATIONS = (None, "relu")
+
+
+def data(name: str, value: Any) -> Array:
+    """An array of values to normalize."""
+    array = numpy_array(name, value)
+    float_dtype(name, array.dtype)
+    return array
+
+
+def channel_axis(x: Array, axis: Any) -> int | None:
+    """The channel axis as a non-negative number; None means that the whole array is one channel."""
+    if axis is None:
+        if x.ndim < 1:
+            raise ValueError("x: expected at least 1 dimension with axis=None, got 0")
+        return None
+    try:
+        number = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis: expected an integer or None, got {axis!r}") from None
+    if x.ndim < 2:
+        raise ValueError(
+            f"x: expected at least 2 dimensions, a channel axis and a batch axis, got shape {x.shape}; "
+            "axis=None treats the whole array as one channel"
+        )
+    if not -x.ndim <= number < x.ndim:
+        raise AxisError(f"axis: expected -{x.ndim} <= axis < {x.ndim} for x of shape {x.shape}, got {number}")
+    return number % x.ndim
+
+
+def channels_of(x: Array, axis: int | None) -> int:
+    return 1 if axis is None else int(x.shape[axis])
+
+
+def per_channel(name: str, value: Any, channels: int) -> Array:
+    """A 1-d float array with one value per channel."""
+    array = numpy_array(name, value)
+    if array.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected dtype float32 or float64, got {array.dtype}")
+    if array.shape != (channels,):
+        got = f"{array.size} values" if array.ndim == 1 else f"shape {array.shape}"
+        raise ValueError(f"{name}: expected {channels} values, one per channel (shape ({channels},)), got {got}")
+    return array
+
+
+def optional_per_channel(name: str, value: Any, channels: int) -> Array | None:
+    return None if value is None else per_channel(name, value, channels)
+
+
+def running(name: str, value: Any, channels: int) -> Array:
+    """A per-channel array that will be written."""
+    array = per_channel(name, value, channels)
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array (it is updated in place), got a read-only one")
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        raise ValueError(f"{name}: expected a contiguous array (it is updated in place), got strides {array.strides}")
+    return array
+
+
+def running_pair(running_mean: Any, running_var: Any, channels: int) -> tuple[Array, Array] | None:
+    """Both running arrays, or None if neither is given."""
+    if running_mean is None and running_var is None:
+        return None
+    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
+        if value is None:
+            raise ValueError(f"{name}: expected both running arrays or neither, got None beside the other one")
+    mean, var = running("running_mean", running_mean, channels), running("running_var", running_var, channels)
+    disjoint("running_var", var, running_mean=mean)
+    return mean, var
+
+
+def disjoint(name: str, written: Array, **others: Array | None) -> None:
+    """`written` shares no memory with the others."""
+    for other_name, other in others.items():
+        if other is not None and _overlaps(written, other):
+            raise ValueError(f"{name}: expected memory of its own, got memory that overlaps {other_name}")
+
+
+def output(out: Any, x: Array, **read: Array | None) -> Array | None:
+    """`out` fits `x` and overlaps nothing that is read, except exactly `x` itself."""
+    if out is None:
+        return None
+    array = numpy_array("out", out)
+    if array.dtype not in FLOATS:
+        raise TypeError(f"out: expected dtype float32 or float64, got {array.dtype}")
+    same_shape("out", array, x)
+    if not array.flags.writeable:
+        raise ValueError("out: expected a writable array, got a read-only one")
+    if (
+        array.size
+        and 0 in array.strides
+        and any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape, strict=True))
+    ):
+        raise ValueError(
+            f"out: expected one element of memory per value, got a broadcast array of strides {array.strides}"
+        )
+    for name, other in {"x": x, **read}.items():
+        if other is None or (_is_exactly(array, other) and name in IN_PLACE):
+            continue
+        if _overlaps(array, other):
+            raise ValueError(f"out: expected x itself or memory of its own, got memory that overlaps {name}")
+    return array
+
+
+#: Inputs that `out` may be: every element of theirs is read before it is written.
+IN_PLACE = frozenset({"x", "grad_out"})
+
+
+def same_shape(name: str, array: Array, x: Array) -> None:
+    if array.shape != x.shape:
+        raise ValueError(f"{name}: expected the shape of x, {x.shape}, got {array.shape}")
+
+
+def residual_like(residual: Any, x: Array) -> Array | None:
+    if residual is None:
+        return None
+    array = data("residual", residual)
+    same_shape("residual", array, x)
+    return array
+
+
+def mask(where: Any, x: Array) -> Array | None:
+    """A boolean array that broadcasts to `x`."""
+    if where is None:
+        return None
+    array = numpy_array("where", where)
+    if array.dtype != np.bool_:
+        raise TypeError(f"where: expected dtype bool, got {array.dtype}")
+    try:
+        fits = np.broadcast_shapes(array.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"where: expected a shape that broadcasts to that of x, {x.shape}, got {array.shape}")
+    return array
+
+
+def activation(value: Any) -> bool:
+    """Whether to apply ReLU."""
+    if value is not None and value != "relu":
+        raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {value!r}")
+    return bool(value == "relu")
+
+
+def epsilon(value: Any) -> float:
+    number = _real("eps", value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"eps: expected a finite number >= 0, got {value!r}")
+    return number
+
+
+def momentum(value: Any, decay: Any) -> float:
+    """The weight of the new batch, from whichever of the two names was used."""
+    if decay is None:
+        return _fraction("momentum", value)
+    if value is not DEFAULT_MOMENTUM:
+        raise ValueError(f"momentum, decay: expected one of them (decay = 1 - momentum), got {value!r} and {decay!r}")
+    return 1.0 - _fraction("decay", decay)
+
+
+def delta_degrees_of_freedom(value: Any) -> int:
+    if isinstance(value, bool | np.bool_) or value not in (0, 1):
+        raise ValueError(f"ddof: expected 0 (population variance) or 1 (sample variance), got {value!r}")
+    return int(value)
+
+
+def nonfinite(value: Any) -> NonFinite:
+    if not isinstance(value, str) or value not in NONFINITE:
+        raise ValueError(f"nonfinite: expected one of {NONFINITE}, got {value!r}")
+    return cast(NonFinite, value)
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}") from None
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def more_than_one_value(x: Array, channels: int) -> None:
+    """Training needs a spread: the variance of one value is 0 and every output would be `bias`."""
+    if x.size == channels:
+        raise ValueError(
+            f"expected more than 1 value per channel when training, got input shape {x.shape}; "
+            "use evaluation mode (running statistics) for single samples"
+        )
+
+
+def selected_values(count: Array) -> None:
+    """The same for what a mask leaves."""
+    if (count < 2).any():
+        c = int(np.argmax(count < 2))
+        raise ValueError(
+            f"where: expected more than 1 value per channel when training, got {count[c]} selected in channel {c}"
+        )
+
+
+def enough_values(count: Array, ddof: int) -> None:
+    """A channel with values must have a variance; one without any is left alone."""
+    too_few = (count > 0) & (count <= ddof)
+    if too_few.any():
+        c = int(np.argmax(too_few))
+        raise ValueError(
+            f"stats: expected more than {ddof} value(s) per channel with ddof={ddof}, got {count[c]} in channel {c}"
+        )
+
+
+def _fraction(name: str, value: Any) -> float:
+    number = _real(name, value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}")
+    return number
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, bool | np.bool_ | str | bytes) or (isinstance(value, np.ndarray) and value.ndim):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+
+
+def _is_exactly(a: Array, b: Array) -> bool:
+    same_memory = a.ctypes.data == b.ctypes.data and a.strides == b.strides
+    return same_memory and a.shape == b.shape and a.dtype == b.dtype
+
+
+def _overlaps(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def not_requiring_grad(name: str, value: Any) -> None:
+    if getattr(value, "requires_grad", False) is True:
+        raise TypeError(f"{name}: expected values, got a tensor that requires grad; pass {name}.detach()")
+
+
+def optional_momentum(value: Any, decay: Any) -> float | None:
+    """As `momentum`, and None for the cumulative average."""
+    return None if value is None and decay is None else momentum(value, decay)
+
+
+def optional_integer(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer or None, got {value!r}") from None
+
+
+def number_of_channels(x: Array, axis: int | None, channels: int) -> None:
+    got = channels_of(x, axis)
+    if got != channels:
+        raise ValueError(f"x: expected {channels} channels along axis {axis}, got {got} (shape {x.shape})")

@@ -1,0 +1,200 @@
+"""The CPU backend: picks a kernel by layout, precision and size. The contract is `nbbn.backends.Backend`."""
+
+from typing import Any
+
+import numpy as np
+
+from nbbn.cpu import channels, columns, columns_backward, masked, rows, rows_backward, threads
+
+name = "cpu"
+
+#: `inner` below this goes to the columns family. Rows shorter than a few vectors are mostly loop overhead.
+ROWS_FROM = 128
+
+_NOTHING = np.empty(0)
+
+
+def moments(x, where, count, mean, m2):
+    with threads.limit():
+        if where is not None:
+            masked.moments(_parallel(x), x, where, count, mean, m2)
+            return
+        count[:] = x.shape[0] * x.shape[2]
+        if _as_columns(x):
+            main, tail = _folded(x)
+            columns.moments(_parallel(x), main, tail, x.shape[1], x.shape[2], mean, m2)
+        else:
+            rows.moments(_parallel(x), x, mean, m2)
+
+
+def affine(x, mean, var, weight, bias, eps, residual, relu, out):
+    mean, var = _float64(mean), _float64(var)
+    weight, bias = _float64_or_nothing(weight), _float64_or_nothing(bias)
+    high, scale, shift = _per_channel(3, x.shape[1], _arithmetic(x, residual, out))
+    if not channels.coefficients(mean, var, weight, bias, eps, high, scale, shift):
+        high, scale, shift = _per_channel(3, x.shape[1], np.float64)
+        channels.coefficients(mean, var, weight, bias, eps, high, scale, shift)
+    with threads.limit():
+        _normalize(x, residual, out, high, scale, shift, _floor(relu, high.dtype))
+
+
+def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
+    with threads.limit():
+        many_channels = x.shape[1] >= 2 * threads.get_num_threads()
+        fused = not _as_columns(x, out, residual) and (many_channels or x.size < threads.PARALLEL_FROM)
+        if fused:
+            count[:] = x.shape[0] * x.shape[2]
+            addend, floor = _addend(residual, out), _floor(relu, _arithmetic(x, residual, out))
+            w, b = _float64_or_nothing(weight), _float64_or_nothing(bias)
+            rows.train_by_channel(_parallel(x), x, addend, out, _same(x, out), w, b, eps, floor, mean, m2)
+    if not fused:
+        moments(x, None, count, mean, m2)
+        affine(x, mean, m2 / count, weight, bias, eps, residual, relu, out)
+    return 0 if update is None else ema(count, mean, m2, update)
+
+
+def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight, grad_bias):
+    mean, weight = _float64(mean), _float64_or_nothing(weight)
+    with np.errstate(all="ignore"):
+        inv_std = 1.0 / np.sqrt(_float64(var) + eps)
+    arithmetic = _arithmetic(grad_out, x, grad_x) if _squares_fit(inv_std) else np.dtype(np.float64)
+    high = mean.astype(arithmetic)
+    count = x.shape[0] * x.shape[2]
+    as_columns = _as_columns(x, grad_out, grad_x)
+    with threads.limit():
+        if training and not as_columns and x.shape[1] >= 2 * threads.get_num_threads():
+            rows_backward.backward_by_channel(
+                _parallel(x), grad_out, x, mean, high, inv_std, weight, grad_x, grad_weight, grad_bias
+            )
+            return
+        total, products = _per_channel(2, x.shape[1], np.float64)
+        if as_columns:
+            main, tail = _folded(x)
+            main_gradients, tail_gradients = _folded(grad_out)
+            layout = (x.shape[1], x.shape[2])
+            columns_backward.gradient_sums(
+                _parallel(x), main_gradients, main, tail_gradients, tail, *layout, high, total, products
+            )
+        else:
+            rows_backward.gradient_sums(_parallel(x), grad_out, x, high, total, products)
+        scale, slope, offset = _per_channel(3, x.shape[1], arithmetic)
+        channels.input_gradient_coefficients(
+            count, total, products, mean, high, inv_std, weight, scale, slope, offset, grad_weight, grad_bias
+        )
+        if not training:  # mean and var are constants: the gradient is scaled, nothing else
+            zeros = np.zeros_like(scale)
+            _normalize(grad_out, None, grad_x, zeros, scale, zeros, _floor(False, scale.dtype))
+        elif as_columns:
+            flat = [_unfolded(a) for a in (grad_out, x)]
+            columns_backward.apply(_parallel(x), *flat, *layout, high, scale, slope, offset, _unfolded(grad_x))
+        else:
+            rows_backward.apply(_parallel(x), grad_out, x, high, scale, slope, offset, grad_x)
+
+
+def ema(count, mean, m2, update):
+    running = (update.running_mean, update.running_var)
+    return channels.ema(
+        *running, _writable(count), _writable(mean), _writable(m2), update.momentum, update.ddof, update.skip_nonfinite
+    )
+
+
+def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2):
+    channels.merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2)
+
+
+def remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2):
+    channels.remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2)
+
+
+# --- which kernel ---------------------------------------------------------------------------------------------------
+
+
+def _as_columns(*views: Any) -> bool:
+    """Whether the columns family serves these views: short rows, and the channels of a row side by side."""
+    inner = views[0].shape[2]
+    if inner >= ROWS_FROM:
+        return False
+    return all(v is None or v.strides[1] == inner * v.itemsize or v.shape[1] == 1 for v in views)
+
+
+def _parallel(x: Any) -> bool:
+    return x.size >= threads.PARALLEL_FROM and threads.get_num_threads() > 1
+
+
+def _normalize(x, residual, out, high, scale, shift, floor):
+    addend, in_place = _addend(residual, out), _same(x, out)
+    if not _as_columns(x, out, residual):
+        rows.normalize(_parallel(x), x, addend, out, in_place, high, scale, shift, floor)
+        return
+    layout = (x.shape[1], x.shape[2])
+    contiguous = all(a.flags.c_contiguous for a in (x, out, addend))
+    parts = [_folded(a) if contiguous else (_unfolded(a), _unfolded(a)[:0]) for a in (x, addend, out)]
+    for part_x, part_addend, part_out in zip(*parts, strict=True):
+        if part_x.shape[0]:
+            columns.normalize(
+                _parallel(part_x), part_x, part_addend, part_out, in_place, *layout, high, scale, shift, floor
+            )
+
+
+def _unfolded(x: Any) -> Any:
+    """(outer, channels, inner) as rows of channels * inner columns."""
+    return x.reshape(x.shape[0], 1, -1) if x.size else x
+
+
+def _folded(x: Any) -> tuple[Any, Any]:
+    """The same with several rows side by side where one is much shorter than a tile, and the rows left over."""
+    flat = _unfolded(x)
+    fold = columns.TILE // flat.shape[2] if x.size else 1
+    if fold < 2 or not x.flags.c_contiguous:
+        return flat, flat[:0]
+    folded_rows = flat.shape[0] // fold
+    whole = folded_rows * fold
+    if whole == 0:
+        return flat, flat[:0]
+    return flat[:whole].reshape(folded_rows, 1, fold * flat.shape[2]), flat[whole:]
+
+
+# --- arguments of kernels ------------------------------------------------------------------------------------------
+
+
+def _arithmetic(*arrays: Any) -> np.dtype[Any]:
+    """float32 where everything read and written is, else float64."""
+    return np.dtype(np.float32 if all(a is None or a.dtype == np.float32 for a in arrays) else np.float64)
+
+
+def _floor(relu: bool, arithmetic: np.dtype[Any]) -> Any:
+    """The value below which the result is cut: 0 is ReLU, -inf is none."""
+    return arithmetic.type(0.0 if relu else -np.inf)
+
+
+def _addend(residual: Any, out: Any) -> Any:
+    """The residual, or an empty array of the same kind."""
+    return out[:0] if residual is None else residual
+
+
+def _same(x: Any, out: Any) -> bool:
+    return bool(x.ctypes.data == out.ctypes.data)
+
+
+def _float64(values: Any) -> Any:
+    """A fresh, contiguous, writable float64 copy: one type, so one compiled kernel, for all that comes in."""
+    return np.array(values, np.float64)
+
+
+def _float64_or_nothing(values: Any) -> Any:
+    return _NOTHING if values is None else _float64(values)
+
+
+def _writable(values: Any) -> Any:
+    """A writable array, copied only where it must be: read-only arrays would compile a second kernel."""
+    return values if values.flags.writeable else values.copy()
+
+
+def _per_channel(number: int, size: int, dtype: Any) -> Any:
+    return np.empty((number, size), dtype)
+
+
+def _squares_fit(inv_std: Any) -> bool:
+    """Whether 1 / var is representable in float32 with digits to spare, in every channel."""
+    squares = inv_std * inv_std
+    return bool(np.all((squares > 1e-36) & (squares < 1e36)))

@@ -1,0 +1,116 @@
+"""Arithmetic per channel: coefficients of the affine step, moving averages, merging and removing moments.
+
+`weight` and `bias` are float64 arrays; empty means absent. Everything is computed in float64 and only then
+rounded to the precision of the arrays it is stored in.
+"""
+
+import numpy as np
+
+from nbbn import formulas
+from nbbn.cpu.jit import formula, serial_kernel
+
+merge_formula = formula(formulas.merge)
+remove_formula = formula(formulas.remove)
+variance_formula = formula(formulas.variance)
+moving_average_formula = formula(formulas.moving_average)
+inverse_std = formula(formulas.inverse_std)
+fits_float32 = formula(formulas.fits_float32)
+gradient_coefficients_formula = formula(formulas.gradient_coefficients)
+
+
+@formula
+def channel_scale(var, weight, c, eps):
+    scale = inverse_std(var, eps)
+    return scale * weight[c] if weight.size else scale
+
+
+@formula
+def split(mean, scale, shift, narrow):
+    """(high part of the mean, scale, shift with the low part folded in), as scalars of type `narrow`.
+
+    y = (x - mean) * scale + shift with mean = high + low. x - high is exact for x near the mean, and low is at
+    most half a unit in the last place of the mean: folding that into the shift costs nothing. Folding the whole
+    mean into it, as frameworks do, loses all digits when |mean| >> std.
+    """
+    high = narrow(mean)
+    low = mean - np.float64(high)
+    # 0 * inf would turn an infinite scale into NaN
+    return high, narrow(scale), narrow(shift - low * scale if low != 0.0 else shift)
+
+
+@formula
+def fits(mean, scale, narrow):
+    """Whether arithmetic of type `narrow` serves this channel; float64 always does."""
+    return fits_float32(scale) and not (np.isinf(narrow(mean)) and np.isfinite(mean))
+
+
+@serial_kernel
+def coefficients(mean, var, weight, bias, eps, high, scale, shift):
+    """Fill high, scale, shift for `normalize`; False if any channel needs wider arithmetic than theirs."""
+    narrow = high.dtype.type
+    all_fit = True
+    for c in range(mean.size):
+        channel = channel_scale(np.float64(var[c]), weight, c, eps)
+        channel_mean = np.float64(mean[c])
+        all_fit &= fits(channel_mean, channel, narrow)
+        channel_shift = bias[c] if bias.size else 0.0
+        high[c], scale[c], shift[c] = split(channel_mean, channel, channel_shift, narrow)
+    return all_fit
+
+
+@formula
+def gradient_coefficients(count, total, products, mean, high, inv_std, weight, c):
+    """(scale, slope, offset) of grad_x = scale * g + slope * (x - high) + offset, and the parameter gradients.
+
+    `products` were summed with x - high: both they and the offset are corrected for the low part of the mean.
+    """
+    low = mean - np.float64(high)
+    deviation_products = products - low * total
+    w = weight[c] if weight.size else 1.0
+    scale, slope, offset = gradient_coefficients_formula(count, total, deviation_products, inv_std, w)
+    return scale, slope, offset - slope * low, deviation_products * inv_std, total
+
+
+@serial_kernel
+def ema(running_mean, running_var, count, mean, m2, momentum, ddof, skip):
+    """Moving averages in place; with `skip`, channels with a non-finite batch keep theirs. Returns how many did.
+
+    Non-finite means: not finite once stored in the precision of the running arrays.
+    """
+    skipped = 0
+    narrow_mean = running_mean.dtype.type
+    narrow_var = running_var.dtype.type
+    for c in range(count.size):
+        if count[c] == 0:
+            continue
+        var = variance_formula(count[c], m2[c], ddof)
+        if skip and not (np.isfinite(narrow_mean(mean[c])) and np.isfinite(narrow_var(var))):
+            skipped += 1
+            continue
+        running_mean[c] = moving_average_formula(np.float64(running_mean[c]), mean[c], momentum)
+        running_var[c] = moving_average_formula(np.float64(running_var[c]), var, momentum)
+    return skipped
+
+
+@serial_kernel
+def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2):
+    for c in range(count.size):
+        count[c], mean[c], m2[c] = merge_formula(count_a[c], mean_a[c], m2_a[c], count_b[c], mean_b[c], m2_b[c])
+
+
+@serial_kernel
+def remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2):
+    for c in range(count.size):
+        whole = (count_all[c], mean_all[c], m2_all[c])
+        count[c], mean[c], m2[c] = remove_formula(*whole, count_b[c], mean_b[c], m2_b[c])
+
+
+@serial_kernel
+def input_gradient_coefficients(
+    count, total, products, mean, high, inv_std, weight, scale, slope, offset, grad_weight, grad_bias
+):
+    """Fill the coefficients of the training-mode input gradient and the parameter gradients."""
+    for c in range(mean.size):
+        scale[c], slope[c], offset[c], grad_weight[c], grad_bias[c] = gradient_coefficients(
+            count, total[c], products[c], mean[c], high[c], inv_std[c], weight, c
+        )

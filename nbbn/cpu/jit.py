@@ -1,0 +1,161 @@
+"""Compiler options and the cache of compiled kernels, in one place."""
+
+import hashlib
+import os
+import pickle
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numba
+from numba import njit
+from numba.core import caching, config
+
+#: What a sum may do that strict IEEE order forbids; NaN and Inf keep their meaning (no "nnan", "ninf").
+_REASSOCIATE = {"reassoc", "contract", "arcp", "nsz"}
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def formula(function):
+    """Compile a scalar formula; it becomes part of the kernels that call it."""
+    return njit(nogil=True, error_model="numpy")(function)
+
+
+def elementwise(function):
+    """Compile a loop in which every element stands alone: strict IEEE, the same bits wherever it runs."""
+    return njit(nogil=True, error_model="numpy")(function)
+
+
+def reduction(function):
+    """Compile a loop that sums: the compiler may reorder the sum, in one fixed way per length."""
+    return njit(nogil=True, error_model="numpy", fastmath=_REASSOCIATE)(function)
+
+
+class Kernel:
+    """One kernel compiled twice from the same source: serial for little work, parallel for much."""
+
+    def __init__(self, function):
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self.serial = _cached(function, parallel=False)
+        self.parallel = _cached(function, parallel=True)
+
+    def __call__(self, parallel, *args):
+        """Run on `args`, on several threads if `parallel`."""
+        return (self.parallel if parallel else self.serial)(*args)
+
+
+def kernel(function):
+    """Compile an entry point: a loop over independent tasks (`prange`) and what must follow it."""
+    return Kernel(function)
+
+
+def serial_kernel(function):
+    """Compile an entry point that never has enough to do for a second thread."""
+    return _cached(function, parallel=False)
+
+
+def _cached(function, parallel):
+    dispatcher = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
+    if _cache_root() is not None:  # else there is no place to write: compile anew in every process
+        dispatcher._cache = _Cache(function, "parallel" if parallel else "serial")
+    return dispatcher
+
+
+# Numba stamps a cached kernel with the file that holds it and with nothing else: an edited helper, another
+# option, a debug build would run stale code. And its index file is shared by all writers, so that two
+# processes starting at once can swap entries (numba issues 4807 and 10128). Here each entry is a file of its
+# own, named by everything it depends on and replaced atomically.
+
+
+@cache
+def _stamp():
+    """Digest of all that a compiled kernel depends on besides its signature."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
+    settings = (numba.__version__, config.BOUNDSCHECK, config.OPT, config.DEBUGINFO_DEFAULT, config.LOOP_VECTORIZE)
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _cache_root():
+    """The first writable place for compiled kernels, or None."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    for root in (config.CACHE_DIR, str(_PACKAGE / "__pycache__"), user_cache):
+        if not root:
+            continue
+        path = Path(root) / "nbbn-kernels" / _stamp()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+        except OSError:
+            continue
+        return str(path)
+    return None
+
+
+class _Locator(caching._CacheLocator):  # type: ignore[misc]
+    def __init__(self, variant):
+        self._variant = variant
+
+    def get_cache_path(self):
+        return _cache_root()
+
+    def get_source_stamp(self):
+        return _stamp()
+
+    def get_disambiguator(self):
+        return self._variant
+
+
+class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    def __init__(self, function, variant):
+        self._lineno = function.__code__.co_firstlineno
+        self._locator = _Locator(variant)
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+        self._filename_base = self.get_filename_base(name, "")
+
+
+class _Entries:
+    """A folder with one file an entry: (key, data), found by the digest of the key."""
+
+    def __init__(self, folder, base):
+        self._folder, self._base = Path(folder), base
+
+    def _path(self, key):
+        return self._folder / f"{self._base}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.nbc"
+
+    def load(self, key):
+        try:
+            stored, data = pickle.loads(self._path(key).read_bytes())
+        except (OSError, EOFError, pickle.UnpicklingError):  # not there, or cut short: compile
+            return None
+        return data if stored == repr(key) else None
+
+    def save(self, key, data):
+        content = caching.dumps((repr(key), data))
+        try:
+            handle, temporary = tempfile.mkstemp(dir=self._folder)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(temporary, 0o644)  # what root compiles into an image, its users may load
+            os.replace(temporary, self._path(key))
+        except OSError:  # the disk is full or went read-only: the kernel runs all the same
+            return
+
+    def flush(self):
+        for path in self._folder.glob(f"{self._base}-*.nbc"):
+            path.unlink(missing_ok=True)
+
+
+class _Cache(caching.FunctionCache):  # type: ignore[misc]
+    def __init__(self, function, variant):
+        folder = _cache_root()
+        self._name = repr(function)
+        self._py_func = function
+        self._impl = _Implementation(function, variant)
+        self._cache_path = folder
+        self._cache_file = _Entries(folder, self._impl.filename_base)
+        self.enable()

@@ -1,0 +1,185 @@
+"""The rows family: `inner` is long, so a channel is a set of contiguous rows `x[o, c, :]`.
+
+All arrays are canonical 3-d views (outer, channels, inner) with a contiguous last axis. Where a kernel takes
+`addend` or `gradients` it has the shape of `x`. Empty `weight` and `bias` mean absent; an empty `addend` too.
+"""
+
+import numpy as np
+from numba import prange
+
+from nbbn.cpu import blocks
+from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid
+from nbbn.cpu.channels import channel_scale, fits, split
+from nbbn.cpu.channels import merge_formula as merge
+from nbbn.cpu.jit import elementwise, formula, kernel
+from nbbn.cpu.simd import fmuladd, run
+
+# --- one block, one chunk -------------------------------------------------------------------------------------
+
+
+@formula
+def block_is_exact(m2, dtype):
+    """False where squares of this storage precision overflowed, or may have lost digits to denormals."""
+    return np.finfo(dtype).tiny * 2.0**33 <= m2 < np.inf
+
+
+@formula
+def block_moments(x, c, o0, o1, i0, i1):
+    """Mean and m2 of one block of channel c."""
+    count = (o1 - o0) * (i1 - i0)
+    total = x.dtype.type(0)
+    for o in range(o0, o1):
+        total += blocks.sum_of(run(x, o, c, i0, i1))
+    origin = total / x.dtype.type(count)
+    first = x.dtype.type(0)
+    second = x.dtype.type(0)
+    for o in range(o0, o1):
+        deviation, square = blocks.sums_of_deviations(run(x, o, c, i0, i1), origin)
+        first += deviation
+        second += square
+    if not block_is_exact(second, x.dtype):
+        return wide_block_moments(x, c, o0, o1, i0, i1)
+    mean_deviation = np.float64(first) / count
+    return np.float64(origin) + mean_deviation, np.float64(second) - mean_deviation * np.float64(first)
+
+
+@formula
+def wide_block_moments(x, c, o0, o1, i0, i1):
+    """The same in float64 from the first value on: for huge, denormal, constant and non-finite blocks."""
+    count = (o1 - o0) * (i1 - i0)
+    origin = np.float64(x[o0, c, i0])
+    total = 0.0
+    for o in range(o0, o1):
+        total += blocks.sums_of_deviations(run(x, o, c, i0, i1), origin)[0]
+    mean = origin + total / count
+    first = 0.0
+    second = 0.0
+    for o in range(o0, o1):
+        deviation, square = blocks.sums_of_deviations(run(x, o, c, i0, i1), mean)
+        first += deviation
+        second += square
+    return mean, max(second - first * (first / count), 0.0)
+
+
+@formula
+def chunk_moments(x, c, o0, o1, i0, i1):
+    """Mean and m2 of one chunk of channel c: its blocks, merged in order."""
+    rows = max(1, BLOCK // (i1 - i0))
+    count = 0
+    mean = 0.0
+    m2 = 0.0
+    for o in range(o0, o1, rows):
+        o_end = min(o + rows, o1)
+        for i in range(i0, i1, BLOCK):
+            i_end = min(i + BLOCK, i1)
+            block_mean, block_m2 = block_moments(x, c, o, o_end, i, i_end)
+            block_count = (o_end - o) * (i_end - i)
+            count, mean, m2 = merge(count, mean, m2, block_count, block_mean, block_m2)
+    return mean, m2
+
+
+@formula
+def merge_chunks(outer, inner, means, m2s):
+    """Mean and m2 of a channel from those of its chunks, merged in order."""
+    count = 0
+    mean = 0.0
+    m2 = 0.0
+    for k in range(means.size):
+        o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
+        count, mean, m2 = merge(count, mean, m2, (o1 - o0) * (i1 - i0), means[k], m2s[k])
+    return mean, m2
+
+
+# --- one row ----------------------------------------------------------------------------------------------------
+
+
+@elementwise
+def normalize_row(values, result, mean, scale, shift, floor):
+    for i in range(values.size):
+        y = fmuladd(values[i] - mean, scale, shift)
+        result[i] = floor if y < floor else y
+
+
+@elementwise
+def normalize_add_row(values, addend, result, mean, scale, shift, floor):
+    for i in range(values.size):
+        y = fmuladd(values[i] - mean, scale, shift) + addend[i]
+        result[i] = floor if y < floor else y
+
+
+@formula
+def normalize_rows(x, addend, out, in_place, c, o0, o1, i0, i1, mean, scale, shift, floor):
+    """Part of one channel. In place, one and the same row goes in and out: nothing to check for overlap."""
+    for o in range(o0, o1):
+        result = run(out, o, c, i0, i1)
+        if addend.size:
+            values = result if in_place else run(x, o, c, i0, i1)
+            normalize_add_row(values, run(addend, o, c, i0, i1), result, mean, scale, shift, floor)
+        elif in_place:
+            normalize_row(result, result, mean, scale, shift, floor)
+        else:
+            normalize_row(run(x, o, c, i0, i1), result, mean, scale, shift, floor)
+
+
+# --- entry points -----------------------------------------------------------------------------------------------
+
+
+@kernel
+def moments(x, mean, m2):
+    """mean[c], m2[c] of every channel; the parallel unit is a chunk of a channel."""
+    outer, channels, inner = x.shape
+    _, _, along_outer, along_inner = chunk_grid(outer, inner)
+    chunks = along_outer * along_inner
+    chunk_mean = np.empty((channels, chunks))
+    chunk_m2 = np.empty((channels, chunks))
+    for task in prange(channels * chunks):
+        c, k = divmod(np.int64(task), chunks)
+        o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
+        chunk_mean[c, k], chunk_m2[c, k] = chunk_moments(x, c, o0, o1, i0, i1)
+    for c in range(channels):
+        mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[c], chunk_m2[c])
+
+
+@kernel
+def normalize(x, addend, out, in_place, mean, scale, shift, floor):
+    """Out = max((x - mean) * scale + shift + addend, floor); tasks are runs of memory, whatever the channel."""
+    outer, channels, inner = x.shape
+    pieces = -(-inner // CHUNK)
+    group = max(1, CHUNK // inner)
+    groups = -(-(outer * channels) // group)
+    for task in prange(groups * pieces):
+        first, piece = divmod(np.int64(task), pieces)
+        i0 = piece * CHUNK
+        i1 = min(i0 + CHUNK, inner)
+        for r in range(first * group, min(first * group + group, outer * channels)):
+            o, c = divmod(r, channels)
+            normalize_rows(x, addend, out, in_place, c, o, o + 1, i0, i1, mean[c], scale[c], shift[c], floor)
+
+
+@kernel
+def train_by_channel(x, addend, out, in_place, weight, bias, eps, floor, mean, m2):
+    """Statistics, then normalize, one channel at a time: the second read finds the channel in cache."""
+    outer, channels, inner = x.shape
+    _, _, along_outer, along_inner = chunk_grid(outer, inner)
+    chunks = along_outer * along_inner
+    for task in prange(channels):
+        c = np.int64(task)
+        chunk_mean = np.empty(chunks)
+        chunk_m2 = np.empty(chunks)
+        for k in range(chunks):
+            o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
+            chunk_mean[k], chunk_m2[k] = chunk_moments(x, c, o0, o1, i0, i1)
+        mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean, chunk_m2)
+
+        scale = channel_scale(m2[c] / (outer * inner), weight, c, eps)
+        shift = bias[c] if bias.size else 0.0
+        narrow = type(floor)
+        narrow_is_enough = fits(mean[c], scale, narrow)
+        for k in range(chunks - 1, -1, -1):  # backwards: the last chunk is the one still in cache
+            o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
+            if narrow_is_enough:
+                high, narrow_scale, narrow_shift = split(mean[c], scale, shift, narrow)
+                normalize_rows(x, addend, out, in_place, c, o0, o1, i0, i1, high, narrow_scale, narrow_shift, floor)
+            else:
+                wide_floor = np.float64(floor)
+                normalize_rows(x, addend, out, in_place, c, o0, o1, i0, i1, mean[c], scale, shift, wide_floor)

@@ -1,0 +1,263 @@
+"""`Moments`: the one record of batch statistics."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nbbn import backends, checks
+from nbbn.arrays import Array, numpy_array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    r"""Count, mean and sum of squared deviations per channel: statistics that merge exactly.
+
+    Parameters
+    ----------
+    count : int64 array of shape (C,)
+        Number of values seen, per channel.
+    mean : float64 array of shape (C,)
+        Their mean, in the units of the data; 0 where nothing was seen.
+    m2 : float64 array of shape (C,)
+        Sum of squared deviations from the mean, :math:`\sum_i (x_i - \bar x)^2`, in squared units.
+
+    Raises
+    ------
+    TypeError
+        If a field is not a NumPy array of integers (count) or floats (mean, m2).
+    ValueError
+        If the fields do not have the same shape (C,), or a count or an m2 is negative.
+
+    Notes
+    -----
+    ``a + b`` is what one pass over both batches would have given (Chan, Golub & LeVeque 1979)::
+
+        count = count_a + count_b
+        mean  = mean_a + (mean_b - mean_a) * count_b / count
+        m2    = m2_a + m2_b + (mean_b - mean_a)**2 * count_a * count_b / count
+
+    Fields are read-only copies. ``==`` compares channel by channel, as arrays do; there is no hash.
+
+    Examples
+    --------
+    Batches of any size, in any order, from any number of workers:
+
+    >>> import numpy as np, nbbn
+    >>> x = np.array([[1.0], [2.0], [3.0], [10.0]])
+    >>> parts = nbbn.batch_stats(x[:3]) + nbbn.batch_stats(x[3:])
+    >>> parts
+    Moments(count=[4], mean=[4.], m2=[50.])
+    >>> parts.var(), parts.var(ddof=1)
+    (array([12.5]), array([16.66666667]))
+    >>> parts == nbbn.batch_stats(x)
+    array([ True])
+    """
+
+    count: npt.NDArray[np.int64]
+    mean: npt.NDArray[np.float64]
+    m2: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        for name, kinds, dtype in (("count", "iu", np.int64), ("mean", "f", np.float64), ("m2", "f", np.float64)):
+            given = numpy_array(name, getattr(self, name))
+            if given.dtype.kind not in kinds:
+                expected = "integers" if kinds == "iu" else "floats"
+                raise TypeError(f"{name}: expected an array of {expected}, got dtype {given.dtype}")
+            if given.ndim != 1 or given.shape != np.shape(self.count):
+                raise ValueError(f"{name}: expected shape {np.shape(self.count)}, as count, got {given.shape}")
+            if name != "mean" and (given < 0).any():
+                raise ValueError(f"{name}: expected values >= 0, got {given.min()}")
+            object.__setattr__(self, name, _read_only(np.array(given, dtype)))
+
+    @classmethod
+    def zeros(cls, channels: int) -> "Moments":
+        """Moments of nothing: the identity of ``+``.
+
+        Parameters
+        ----------
+        channels : int
+            Number of channels C, at least 0.
+
+        Returns
+        -------
+        Moments
+            With count, mean and m2 all 0.
+
+        Raises
+        ------
+        ValueError
+            If `channels` is negative or not an integer.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> batches = (np.full((n, 2), 3.0) for n in (5, 1, 8))
+        >>> sum(map(nbbn.batch_stats, batches), nbbn.Moments.zeros(2))
+        Moments(count=[14 14], mean=[3. 3.], m2=[0. 0.])
+        """
+        channels = checks.whole_number("channels", channels, least=0)
+        return cls(np.zeros(channels, np.int64), np.zeros(channels), np.zeros(channels))
+
+    def var(self, ddof: int = 0) -> npt.NDArray[np.float64]:
+        """Variance per channel, ``m2 / (count - ddof)``.
+
+        Parameters
+        ----------
+        ddof : {0, 1}
+            0 is the population (biased) variance, 1 the sample (unbiased) one.
+
+        Returns
+        -------
+        float64 array of shape (C,)
+            In squared units of the data; NaN where ``count <= ddof``.
+
+        Raises
+        ------
+        ValueError
+            If `ddof` is neither 0 nor 1.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> nbbn.batch_stats(np.array([[1.0], [3.0]])).var(ddof=1)
+        array([2.])
+        """
+        ddof = checks.delta_degrees_of_freedom(ddof)
+        result = np.full(self.count.shape, np.nan)
+        np.divide(self.m2, self.count - ddof, out=result, where=self.count > ddof)
+        return result
+
+    def std(self, ddof: int = 0) -> npt.NDArray[np.float64]:
+        """Standard deviation per channel, the square root of `var`.
+
+        Parameters
+        ----------
+        ddof : {0, 1}
+            As in `var`.
+
+        Returns
+        -------
+        float64 array of shape (C,)
+            In units of the data; NaN where ``count <= ddof``.
+
+        Raises
+        ------
+        ValueError
+            If `ddof` is neither 0 nor 1.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> nbbn.batch_stats(np.array([[1.0], [3.0]])).std()
+        array([1.])
+        """
+        return np.sqrt(self.var(ddof))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Moments of both batches together; the same as ``self + other``.
+
+        Parameters
+        ----------
+        other : Moments
+            Of the same number of channels.
+
+        Returns
+        -------
+        Moments
+
+        Raises
+        ------
+        TypeError
+            If `other` is not a `Moments`.
+        ValueError
+            If the numbers of channels differ.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> a, b = np.array([[1.0], [2.0]]), np.array([[6.0]])
+        >>> nbbn.batch_stats(a).merge(nbbn.batch_stats(b)).mean
+        array([3.])
+        """
+        self._same_channels(other)
+        result = backends.empty_moments(self.count.size)
+        backends.current().merge(self.count, self.mean, self.m2, other.count, other.mean, other.m2, *result)
+        return wrap(*result)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return self.merge(other) if isinstance(other, Moments) else NotImplemented
+
+    def __sub__(self, other: "Moments") -> "Moments":
+        """Take out a part that was merged in (sliding windows, leave-one-out).
+
+        Raises `ValueError` if the part has more values than the whole in some channel. Digits cancel where the
+        part is most of the whole: what is left has an error relative to the whole.
+        """
+        if not isinstance(other, Moments):
+            return NotImplemented
+        self._same_channels(other)
+        if (other.count > self.count).any():
+            c = int(np.argmax(other.count > self.count))
+            raise ValueError(
+                f"other: expected a part of what it is taken from, got {other.count[c]} values of {self.count[c]} "
+                f"in channel {c}"
+            )
+        result = backends.empty_moments(self.count.size)
+        backends.current().remove(self.count, self.mean, self.m2, other.count, other.mean, other.m2, *result)
+        return wrap(*result)
+
+    def __eq__(self, other: object) -> npt.NDArray[np.bool_]:  # type: ignore[override]
+        if not isinstance(other, Moments):
+            return NotImplemented
+        self._same_channels(other)
+        same: npt.NDArray[np.bool_] = (self.count == other.count) & (self.mean == other.mean) & (self.m2 == other.m2)
+        return same
+
+    def __ne__(self, other: object) -> npt.NDArray[np.bool_]:  # type: ignore[override]
+        return ~(self == other) if isinstance(other, Moments) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Moments, (self.count, self.mean, self.m2)
+
+    def __repr__(self) -> str:
+        with np.printoptions(threshold=6, edgeitems=3):
+            return f"Moments(count={self.count}, mean={self.mean}, m2={self.m2})"
+
+    def to_numpy(self) -> "Moments":
+        """A copy in host memory.
+
+        Returns
+        -------
+        Moments
+            With NumPy fields; a copy even if they were in host memory before.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Moments.zeros(1).to_numpy()
+        Moments(count=[0], mean=[0.], m2=[0.])
+        """
+        return Moments(self.count, self.mean, self.m2)
+
+    def _same_channels(self, other: "Moments") -> None:
+        if not isinstance(other, Moments):
+            raise TypeError(f"other: expected Moments, got {type(other).__name__}")
+        if other.count.shape != self.count.shape:
+            raise ValueError(f"other: expected {self.count.size} channels, got {other.count.size}")
+
+
+def wrap(count: Array, mean: Array, m2: Array) -> Moments:
+    """A `Moments` that takes over freshly computed arrays, without copying or checking them again."""
+    moments = object.__new__(Moments)
+    for name, values in (("count", count), ("mean", mean), ("m2", m2)):
+        object.__setattr__(moments, name, _read_only(values))
+    return moments
+
+
+def _read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,81 @@
+"""State dicts: reading PyTorch's, Keras's and Flax's names, and checking everything before anything is used."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nbbn import checks
+from nbbn.arrays import FLOATS, Array
+
+#: Ours, then every name it goes by: PyTorch's (which are ours), Keras's, Flax's.
+NAMES = {
+    "weight": ("weight", "gamma", "scale"),
+    "bias": ("bias", "beta"),
+    "running_mean": ("running_mean", "moving_mean", "mean"),
+    "running_var": ("running_var", "moving_variance", "var"),
+    "num_batches_tracked": ("num_batches_tracked",),
+}
+
+
+def read(state: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
+    """The entries that begin with `prefix`, under our names, as NumPy arrays (not yet copies).
+
+    Raises
+    ------
+    TypeError
+        If `state` is not a mapping, or a value is not an array of numbers.
+    ValueError
+        If an entry has no name we know, or one quantity comes under two names.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state).__name__}")
+    found: dict[str, Array] = {}
+    for key, value in state.items():
+        if not isinstance(key, str):
+            raise TypeError(f"state_dict: expected names as keys, got {key!r}")
+        if not key.startswith(prefix):
+            continue
+        ours = next((name for name, aliases in NAMES.items() if key[len(prefix) :] in aliases), None)
+        if ours is None:
+            known = ", ".join(alias for aliases in NAMES.values() for alias in aliases)
+            raise ValueError(f"state_dict: expected names among {known} (prefix {prefix!r}), got {key!r}")
+        if ours in found:
+            raise ValueError(f"state_dict: expected {ours} once, got it under two names, one of them {key!r}")
+        found[ours] = _as_array(key, value)
+    if not found:
+        raise ValueError(f"state_dict: expected entries that begin with {prefix!r}, got {list(state)[:8]}")
+    return found
+
+
+def per_channel(name: str, value: Array, channels: int) -> Array:
+    """A loaded per-channel array, checked; any real dtype, since it is copied into the layer's own."""
+    if value.ndim != 1 or value.shape != (channels,):
+        raise ValueError(
+            f"state_dict[{name!r}]: expected {channels} values (shape ({channels},)), got shape {value.shape}"
+        )
+    return value
+
+
+def batch_count(value: Array) -> int:
+    """The loaded `num_batches_tracked`, checked."""
+    if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 0:
+        raise ValueError(f"state_dict['num_batches_tracked']: expected one integer >= 0, got {value!r}")
+    return int(value.item())
+
+
+def layer_dtype(found: Mapping[str, Array]) -> np.dtype[Any]:
+    """float64 if anything loaded is, else float32."""
+    wide = any(a.dtype == np.float64 for name, a in found.items() if name != "num_batches_tracked")
+    return FLOATS[1] if wide else FLOATS[0]
+
+
+def _as_array(key: str, value: Any) -> Array:
+    checks.not_requiring_grad(f"state_dict[{key!r}]", value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"state_dict[{key!r}]: expected an array in host memory, got {type(value)}") from error
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"state_dict[{key!r}]: expected an array of real numbers, got dtype {array.dtype}")
+    return array
