@@ -16,6 +16,17 @@ SCALE_LOWEST = 1e-36
 SCALE_HIGHEST = 1e36
 
 
+def from_deviations(count, origin, total, squares):
+    """Mean and m2 of a set, from the sums of d and of d * d with d = x - origin, origin near the mean.
+
+    The second term corrects what the origin is off (Chan, Golub & LeVeque 1983, eq. 1.7).
+    """
+    offset = total / count
+    m2 = squares - offset * total
+    # an infinite origin is the mean of infinite data: inf - inf would make it NaN. m2 can round to below zero.
+    return origin + offset if abs(origin) < math.inf else origin, 0.0 if m2 < 0.0 else m2
+
+
 def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
     """Moments of two sets together (Chan et al. 1979, eq. 2.1)."""
     if count_b == 0:

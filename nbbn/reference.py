@@ -23,12 +23,12 @@ def moments(x, where, count, mean, m2):
         count[:] = where.sum(axis=(0, 2))  # (C,)
         # deviations from one value of the channel first: the sum of large equal numbers would round
         first = np.take_along_axis(_channels_first(x), _channels_first(where).argmax(axis=1)[:, None], axis=1)
-        origin = np.where(count > 0, first[:, 0], 0.0)  # (C,)
+        origin = np.where(np.isfinite(first[:, 0]) & (count > 0), first[:, 0], 0.0)  # (C,)
         deviation = np.where(where, x - origin[:, None], 0.0)
         divisor = np.maximum(count, 1)
         mean[:] = origin + deviation.sum(axis=(0, 2)) / divisor
         deviation = np.where(where, x - mean[:, None], 0.0)
-        # the second term is what rounding of the mean left over (Chan, Golub & LeVeque 1983, eq. 1.7)
+        # the second term is what rounding of the mean left over (see `formulas.from_deviations`)
         m2[:] = (deviation**2).sum(axis=(0, 2)) - deviation.sum(axis=(0, 2)) ** 2 / divisor
     m2[m2 < 0.0] = 0.0
 

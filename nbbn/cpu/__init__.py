@@ -46,7 +46,7 @@ def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
             count[:] = x.shape[0] * x.shape[2]
             addend, floor = _addend(residual, out), _floor(relu, _arithmetic(x, residual, out))
             w, b = _float64_or_nothing(weight), _float64_or_nothing(bias)
-            rows.train_by_channel(_parallel(x), x, addend, out, _same(x, out), w, b, eps, floor, mean, m2)
+            rows.train_by_channel(_parallel(x), x, addend, out, w, b, eps, floor, mean, m2)
     if not fused:
         moments(x, None, count, mean, m2)
         affine(x, mean, m2 / count, weight, bias, eps, residual, relu, out)
@@ -93,9 +93,7 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
 
 def ema(count, mean, m2, update):
     running = (update.running_mean, update.running_var)
-    return channels.ema(
-        *running, _writable(count), _writable(mean), _writable(m2), update.momentum, update.ddof, update.skip_nonfinite
-    )
+    return channels.ema(*running, count, mean, m2, update.momentum, update.ddof, update.skip_nonfinite)
 
 
 def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2):
@@ -122,18 +120,16 @@ def _parallel(x: Any) -> bool:
 
 
 def _normalize(x, residual, out, high, scale, shift, floor):
-    addend, in_place = _addend(residual, out), _same(x, out)
+    addend = _addend(residual, out)
     if not _as_columns(x, out, residual):
-        rows.normalize(_parallel(x), x, addend, out, in_place, high, scale, shift, floor)
+        rows.normalize(_parallel(x), x, addend, out, high, scale, shift, floor)
         return
     layout = (x.shape[1], x.shape[2])
     contiguous = all(a.flags.c_contiguous for a in (x, out, addend))
     parts = [_folded(a) if contiguous else (_unfolded(a), _unfolded(a)[:0]) for a in (x, addend, out)]
     for part_x, part_addend, part_out in zip(*parts, strict=True):
         if part_x.shape[0]:
-            columns.normalize(
-                _parallel(part_x), part_x, part_addend, part_out, in_place, *layout, high, scale, shift, floor
-            )
+            columns.normalize(_parallel(part_x), part_x, part_addend, part_out, *layout, high, scale, shift, floor)
 
 
 def _unfolded(x: Any) -> Any:
@@ -172,22 +168,13 @@ def _addend(residual: Any, out: Any) -> Any:
     return out[:0] if residual is None else residual
 
 
-def _same(x: Any, out: Any) -> bool:
-    return bool(x.ctypes.data == out.ctypes.data)
-
-
 def _float64(values: Any) -> Any:
-    """A fresh, contiguous, writable float64 copy: one type, so one compiled kernel, for all that comes in."""
-    return np.array(values, np.float64)
+    """Contiguous float64: one type, so one compiled kernel, for all that comes in."""
+    return np.ascontiguousarray(values, np.float64)
 
 
 def _float64_or_nothing(values: Any) -> Any:
     return _NOTHING if values is None else _float64(values)
-
-
-def _writable(values: Any) -> Any:
-    """A writable array, copied only where it must be: read-only arrays would compile a second kernel."""
-    return values if values.flags.writeable else values.copy()
 
 
 def _per_channel(number: int, size: int, dtype: Any) -> Any:

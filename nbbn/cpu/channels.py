@@ -9,6 +9,7 @@ import numpy as np
 from nbbn import formulas
 from nbbn.cpu.jit import formula, serial_kernel
 
+from_deviations = formula(formulas.from_deviations)
 merge_formula = formula(formulas.merge)
 remove_formula = formula(formulas.remove)
 variance_formula = formula(formulas.variance)
@@ -44,7 +45,7 @@ def fits(mean, scale, narrow):
     return fits_float32(scale) and not (np.isinf(narrow(mean)) and np.isfinite(mean))
 
 
-@serial_kernel
+@serial_kernel(reads=("mean", "var", "weight", "bias"))
 def coefficients(mean, var, weight, bias, eps, high, scale, shift):
     """Fill high, scale, shift for `normalize`; False if any channel needs wider arithmetic than theirs."""
     narrow = high.dtype.type
@@ -71,7 +72,7 @@ def gradient_coefficients(count, total, products, mean, high, inv_std, weight, c
     return scale, slope, offset - slope * low, deviation_products * inv_std, total
 
 
-@serial_kernel
+@serial_kernel(reads=("count", "mean", "m2"))
 def ema(running_mean, running_var, count, mean, m2, momentum, ddof, skip):
     """Moving averages in place; with `skip`, channels with a non-finite batch keep theirs. Returns how many did.
 
@@ -92,20 +93,20 @@ def ema(running_mean, running_var, count, mean, m2, momentum, ddof, skip):
     return skipped
 
 
-@serial_kernel
+@serial_kernel(reads=("count_a", "mean_a", "m2_a", "count_b", "mean_b", "m2_b"))
 def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2):
     for c in range(count.size):
         count[c], mean[c], m2[c] = merge_formula(count_a[c], mean_a[c], m2_a[c], count_b[c], mean_b[c], m2_b[c])
 
 
-@serial_kernel
+@serial_kernel(reads=("count_all", "mean_all", "m2_all", "count_b", "mean_b", "m2_b"))
 def remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2):
     for c in range(count.size):
         whole = (count_all[c], mean_all[c], m2_all[c])
         count[c], mean[c], m2[c] = remove_formula(*whole, count_b[c], mean_b[c], m2_b[c])
 
 
-@serial_kernel
+@serial_kernel(reads=("total", "products", "mean", "high", "inv_std", "weight"))
 def input_gradient_coefficients(
     count, total, products, mean, high, inv_std, weight, scale, slope, offset, grad_weight, grad_bias
 ):

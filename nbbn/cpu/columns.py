@@ -10,9 +10,10 @@ import numpy as np
 from numba import prange
 
 from nbbn.cpu.blocks import CHUNK
+from nbbn.cpu.channels import from_deviations
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import elementwise, formula, kernel, reduction
-from nbbn.cpu.rows import block_is_exact
+from nbbn.cpu.rows import block_is_exact, finite_or_zero
 from nbbn.cpu.simd import fmuladd, run
 
 #: Columns worked on together: their float32 accumulators (3 x 2 kB) stay in the first-level cache.
@@ -78,9 +79,9 @@ def wide_block_columns(x, r0, r1, j0, origin, first, second):
     for r in range(r0, r1):
         values = run(x, r, 0, j0, j0 + origin.size)
         for j in range(origin.size):
-            first[j] += values[j] - np.float64(start[j])
+            first[j] += values[j] - finite_or_zero(np.float64(start[j]))
     for j in range(origin.size):
-        origin[j] = start[j] + first[j] / (r1 - r0)
+        origin[j] = finite_or_zero(np.float64(start[j])) + first[j] / (r1 - r0)
     first[:] = 0
     for r in range(r0, r1):
         values = run(x, r, 0, j0, j0 + origin.size)
@@ -94,10 +95,9 @@ def wide_block_columns(x, r0, r1, j0, origin, first, second):
 def merge_block(count, mean, m2, block_count, origin, first, second):
     """Merge a block into the running moments of every column; all columns have the same counts."""
     for j in range(mean.size):
-        mean_deviation = np.float64(first[j]) / block_count
-        block_mean = np.float64(origin[j]) + mean_deviation
-        block_m2 = np.float64(second[j]) - mean_deviation * np.float64(first[j])
-        block_m2 = 0.0 if block_m2 < 0.0 else block_m2
+        block_mean, block_m2 = from_deviations(
+            block_count, np.float64(origin[j]), np.float64(first[j]), np.float64(second[j])
+        )
         _, mean[j], m2[j] = merge(count, mean[j], m2[j], block_count, block_mean, block_m2)
 
 
@@ -141,7 +141,7 @@ def merge_columns(rows, column_mean, column_m2, j0, channels, inner, mean, m2):
         m2[c] = channel_m2
 
 
-@kernel
+@kernel(reads=("x", "tail"))
 def moments(x, tail, channels, inner, mean, m2):
     """mean[c], m2[c] of every channel. `tail` holds the rows that a folded `x` left over, unfolded."""
     rows, _, width = x.shape
@@ -207,8 +207,8 @@ def affine_grid(rows, width):
     return tile, min(rows, max(1, CHUNK // tile))
 
 
-@kernel
-def normalize(x, addend, out, in_place, channels, inner, mean, scale, shift, floor):
+@kernel(reads=("x", "addend", "mean", "scale", "shift"))
+def normalize(x, addend, out, channels, inner, mean, scale, shift, floor):
     """Out = max((x - mean) * scale + shift + addend, floor)."""
     rows, _, width = x.shape
     tile, chunk = affine_grid(rows, width)
@@ -226,7 +226,7 @@ def normalize(x, addend, out, in_place, channels, inner, mean, scale, shift, flo
         expand(shift, column_shift, j0, channels, inner)
         for r in range(k * chunk, min(k * chunk + chunk, rows)):
             result = run(out, r, 0, j0, j1)
-            values = result if in_place else run(x, r, 0, j0, j1)
+            values = run(x, r, 0, j0, j1)
             if addend.size:
                 added = run(addend, r, 0, j0, j1)
                 normalize_add_row(values, added, result, column_mean, column_scale, column_shift, floor)

@@ -34,7 +34,7 @@ def tile_gradient_sums(gradients, x, mean, r0, r1, j0, j1, channels, inner, tota
             products[c] += np.float64(block_products[j])
 
 
-@kernel
+@kernel(reads=("gradients", "x", "tail_gradients", "tail", "mean"))
 def gradient_sums(gradients, x, tail_gradients, tail, channels, inner, mean, total, products):
     """total[c] = sum of g, products[c] = sum of g * (x - mean[c]); `tail` as in `columns.moments`."""
     rows, _, width = x.shape
@@ -79,7 +79,7 @@ def gradient_row(gradients, values, result, mean, scale, slope, offset):
         result[j] = fmuladd(scale[j], gradients[j], fmuladd(slope[j], values[j] - mean[j], offset[j]))
 
 
-@kernel
+@kernel(reads=("gradients", "x", "mean", "scale", "slope", "offset"))
 def apply(gradients, x, channels, inner, mean, scale, slope, offset, grad_x):
     """grad_x = scale * g + slope * (x - mean) + offset."""
     rows, _, width = x.shape

@@ -1,14 +1,16 @@
 """Compiler options and the cache of compiled kernels, in one place."""
 
 import hashlib
+import inspect
 import os
 import pickle
 import tempfile
-from functools import cache
+import threading
+from functools import cache, partial
 from pathlib import Path
 
 import numba
-from numba import njit
+from numba import njit, types
 from numba.core import caching, config
 
 #: What a sum may do that strict IEEE order forbids; NaN and Inf keep their meaning (no "nnan", "ninf").
@@ -32,34 +34,79 @@ def reduction(function):
 
 
 class Kernel:
-    """One kernel compiled twice from the same source: serial for little work, parallel for much."""
+    """An entry point, compiled for the precisions it meets and for nothing else.
 
-    def __init__(self, function):
+    Numba would compile anew for every mix of C-contiguous, strided and read-only arrays. Here all 3-d arrays are
+    taken as "any layout" (rows of them are contiguous: `simd.run`) and those that are only read as read-only, so
+    that one compiled kernel a precision serves them all.
+    """
+
+    def __init__(self, function, reads, parallel):
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
-        self.serial = _cached(function, parallel=False)
-        self.parallel = _cached(function, parallel=True)
+        self._reads = [name in reads for name in inspect.signature(function).parameters]
+        self._compiled = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
+        if _cache_root() is not None:  # else there is no place to write: compile anew in every process
+            self._compiled._cache = _Cache(function, "parallel" if parallel else "serial")
+        self._compiled._can_compile = False  # not by itself: see `_compile`
+
+    def __call__(self, *args):
+        """Run on `args`; compile first if this mix of precisions is new."""
+        try:
+            return self._compiled(*args)
+        except TypeError:  # no kernel for these precisions yet
+            if not self._compile(args):
+                raise
+        return self._compiled(*args)
+
+    def _compile(self, args):
+        """Compile for the types of `args`; False if there was nothing to do."""
+        signature = tuple(_type(a, reads) for a, reads in zip(args, self._reads, strict=True))
+        with _compiling:
+            if signature in self._compiled.overloads:
+                return False
+            self._compiled.disable_compile(False)
+            try:
+                self._compiled.compile(signature)
+            finally:
+                self._compiled._can_compile = False
+        return True
+
+
+class KernelPair:
+    """One kernel compiled twice from the same source: serial for little work, parallel for much."""
+
+    def __init__(self, function, reads):
+        self.__doc__ = function.__doc__
+        self.serial = Kernel(function, reads, parallel=False)
+        self.parallel = Kernel(function, reads, parallel=True)
 
     def __call__(self, parallel, *args):
         """Run on `args`, on several threads if `parallel`."""
         return (self.parallel if parallel else self.serial)(*args)
 
 
-def kernel(function):
-    """Compile an entry point: a loop over independent tasks (`prange`) and what must follow it."""
-    return Kernel(function)
+def kernel(*, reads):
+    """Compile an entry point: a loop over independent tasks (`prange`) and what must follow it.
+
+    `reads` names the arrays that are only read.
+    """
+    return partial(KernelPair, reads=reads)
 
 
-def serial_kernel(function):
+def serial_kernel(*, reads):
     """Compile an entry point that never has enough to do for a second thread."""
-    return _cached(function, parallel=False)
+    return partial(Kernel, reads=reads, parallel=False)
 
 
-def _cached(function, parallel):
-    dispatcher = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
-    if _cache_root() is not None:  # else there is no place to write: compile anew in every process
-        dispatcher._cache = _Cache(function, "parallel" if parallel else "serial")
-    return dispatcher
+_compiling = threading.RLock()
+
+
+def _type(value, reads):
+    kind = numba.typeof(value)
+    if not isinstance(kind, types.Array):
+        return kind
+    return types.Array(kind.dtype, kind.ndim, "A" if kind.ndim == 3 else "C", readonly=reads)
 
 
 # Numba stamps a cached kernel with the file that holds it and with nothing else: an edited helper, another
@@ -72,7 +119,7 @@ def _cached(function, parallel):
 def _stamp():
     """Digest of all that a compiled kernel depends on besides its signature."""
     digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
+    for path in [_PACKAGE / "formulas.py", *sorted(_PACKAGE.glob("cpu/*.py"))]:  # all that kernels are made of
         digest.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
     settings = (numba.__version__, config.BOUNDSCHECK, config.OPT, config.DEBUGINFO_DEFAULT, config.LOOP_VECTORIZE)
     digest.update(repr(settings).encode())

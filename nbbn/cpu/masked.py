@@ -49,7 +49,7 @@ def group_moments(x, where, o0, o1, c0, c1, count, mean, m2):
             count[c], mean[c], m2[c] = flush(buffers, c - c0, sizes[c - c0], count[c], mean[c], m2[c])
 
 
-@kernel
+@kernel(reads=("x", "where"))
 def moments(x, where, count, mean, m2):
     """count[c], mean[c], m2[c] over the elements of x where `where` is True; both 3-d, of any strides."""
     outer, channels, inner = x.shape

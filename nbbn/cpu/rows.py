@@ -9,7 +9,7 @@ from numba import prange
 
 from nbbn.cpu import blocks
 from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid
-from nbbn.cpu.channels import channel_scale, fits, split
+from nbbn.cpu.channels import channel_scale, fits, from_deviations, split
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import elementwise, formula, kernel
 from nbbn.cpu.simd import fmuladd, run
@@ -39,15 +39,20 @@ def block_moments(x, c, o0, o1, i0, i1):
         second += square
     if not block_is_exact(second, x.dtype):
         return wide_block_moments(x, c, o0, o1, i0, i1)
-    mean_deviation = np.float64(first) / count
-    return np.float64(origin) + mean_deviation, np.float64(second) - mean_deviation * np.float64(first)
+    return from_deviations(count, np.float64(origin), np.float64(first), np.float64(second))
+
+
+@formula
+def finite_or_zero(value):
+    """An origin to subtract: infinity minus itself would turn an infinite mean into NaN."""
+    return value if np.isfinite(value) else 0.0
 
 
 @formula
 def wide_block_moments(x, c, o0, o1, i0, i1):
     """The same in float64 from the first value on: for huge, denormal, constant and non-finite blocks."""
     count = (o1 - o0) * (i1 - i0)
-    origin = np.float64(x[o0, c, i0])
+    origin = finite_or_zero(np.float64(x[o0, c, i0]))
     total = 0.0
     for o in range(o0, o1):
         total += blocks.sums_of_deviations(run(x, o, c, i0, i1), origin)[0]
@@ -58,7 +63,7 @@ def wide_block_moments(x, c, o0, o1, i0, i1):
         deviation, square = blocks.sums_of_deviations(run(x, o, c, i0, i1), mean)
         first += deviation
         second += square
-    return mean, max(second - first * (first / count), 0.0)
+    return from_deviations(count, mean, first, second)
 
 
 @formula
@@ -108,23 +113,21 @@ def normalize_add_row(values, addend, result, mean, scale, shift, floor):
 
 
 @formula
-def normalize_rows(x, addend, out, in_place, c, o0, o1, i0, i1, mean, scale, shift, floor):
-    """Part of one channel. In place, one and the same row goes in and out: nothing to check for overlap."""
+def normalize_rows(x, addend, out, c, o0, o1, i0, i1, mean, scale, shift, floor):
+    """Part of one channel. `out` may be `x`: every value is read before it is written."""
     for o in range(o0, o1):
+        values = run(x, o, c, i0, i1)
         result = run(out, o, c, i0, i1)
         if addend.size:
-            values = result if in_place else run(x, o, c, i0, i1)
             normalize_add_row(values, run(addend, o, c, i0, i1), result, mean, scale, shift, floor)
-        elif in_place:
-            normalize_row(result, result, mean, scale, shift, floor)
         else:
-            normalize_row(run(x, o, c, i0, i1), result, mean, scale, shift, floor)
+            normalize_row(values, result, mean, scale, shift, floor)
 
 
 # --- entry points -----------------------------------------------------------------------------------------------
 
 
-@kernel
+@kernel(reads=("x",))
 def moments(x, mean, m2):
     """mean[c], m2[c] of every channel; the parallel unit is a chunk of a channel."""
     outer, channels, inner = x.shape
@@ -140,8 +143,8 @@ def moments(x, mean, m2):
         mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[c], chunk_m2[c])
 
 
-@kernel
-def normalize(x, addend, out, in_place, mean, scale, shift, floor):
+@kernel(reads=("x", "addend", "mean", "scale", "shift"))
+def normalize(x, addend, out, mean, scale, shift, floor):
     """Out = max((x - mean) * scale + shift + addend, floor); tasks are runs of memory, whatever the channel."""
     outer, channels, inner = x.shape
     pieces = -(-inner // CHUNK)
@@ -153,11 +156,11 @@ def normalize(x, addend, out, in_place, mean, scale, shift, floor):
         i1 = min(i0 + CHUNK, inner)
         for r in range(first * group, min(first * group + group, outer * channels)):
             o, c = divmod(r, channels)
-            normalize_rows(x, addend, out, in_place, c, o, o + 1, i0, i1, mean[c], scale[c], shift[c], floor)
+            normalize_rows(x, addend, out, c, o, o + 1, i0, i1, mean[c], scale[c], shift[c], floor)
 
 
-@kernel
-def train_by_channel(x, addend, out, in_place, weight, bias, eps, floor, mean, m2):
+@kernel(reads=("x", "addend", "weight", "bias"))
+def train_by_channel(x, addend, out, weight, bias, eps, floor, mean, m2):
     """Statistics, then normalize, one channel at a time: the second read finds the channel in cache."""
     outer, channels, inner = x.shape
     _, _, along_outer, along_inner = chunk_grid(outer, inner)
@@ -179,7 +182,7 @@ def train_by_channel(x, addend, out, in_place, weight, bias, eps, floor, mean, m
             o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
             if narrow_is_enough:
                 high, narrow_scale, narrow_shift = split(mean[c], scale, shift, narrow)
-                normalize_rows(x, addend, out, in_place, c, o0, o1, i0, i1, high, narrow_scale, narrow_shift, floor)
+                normalize_rows(x, addend, out, c, o0, o1, i0, i1, high, narrow_scale, narrow_shift, floor)
             else:
                 wide_floor = np.float64(floor)
-                normalize_rows(x, addend, out, in_place, c, o0, o1, i0, i1, mean[c], scale, shift, wide_floor)
+                normalize_rows(x, addend, out, c, o0, o1, i0, i1, mean[c], scale, shift, wide_floor)

@@ -35,7 +35,7 @@ def gradient_row(gradients, values, result, mean, scale, slope, offset):
         result[i] = fmuladd(scale, gradients[i], fmuladd(slope, values[i] - mean, offset))
 
 
-@kernel
+@kernel(reads=("gradients", "x", "mean"))
 def gradient_sums(gradients, x, mean, total, products):
     """total[c] = sum of g, products[c] = sum of g * (x - mean[c]); the parallel unit is a chunk."""
     outer, channels, inner = x.shape
@@ -71,7 +71,7 @@ def channel_gradient_sums(gradients, x, mean, c):
     return total, products
 
 
-@kernel
+@kernel(reads=("gradients", "x", "mean", "high", "inv_std", "weight"))
 def backward_by_channel(gradients, x, mean, high, inv_std, weight, grad_x, grad_weight, grad_bias):
     """Sums, then the input gradient, one channel at a time: the second read finds the channel in cache."""
     outer, channels, inner = x.shape
@@ -94,7 +94,7 @@ def backward_by_channel(gradients, x, mean, high, inv_std, weight, grad_x, grad_
             )
 
 
-@kernel
+@kernel(reads=("gradients", "x", "mean", "scale", "slope", "offset"))
 def apply(gradients, x, mean, scale, slope, offset, grad_x):
     """grad_x = scale * g + slope * (x - mean) + offset; tasks are runs of memory, whatever the channel."""
     outer, channels, inner = x.shape
