@@ -1,0 +1,126 @@
+"""Against PyTorch on the CPU: an installation of its own, never needed to use nbbn."""
+
+import numpy as np
+import pytest
+
+import nbbn
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: the comparison with it is skipped")
+
+SHAPES = [(32, 5), (8, 5, 30), (8, 5, 9, 11), (4, 70, 7, 7), (3, 5, 4, 5, 6), (2, 3, 40, 40)]
+DTYPES = [np.float32, np.float64]
+
+
+def tolerance(dtype, terms):
+    """Rounding of a sum of that many terms, twice: once for each of us."""
+    return 4 * float(np.finfo(dtype).eps) * np.sqrt(terms)
+
+
+def inputs(shape, dtype, layout):
+    rng = np.random.default_rng(7)
+    x, grad = (rng.standard_normal((2, *shape)) * 2 + 0.5).astype(dtype)
+    if layout == "channels last":
+        x, grad = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, grad))
+    weight, bias = rng.standard_normal((2, shape[1])).astype(dtype)
+    return x, grad, weight, bias
+
+
+def module(shape, dtype, weight, bias, **options):
+    cls = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d, 5: torch.nn.BatchNorm3d}[
+        len(shape)
+    ]
+    bn = cls(shape[1], affine=weight is not None, dtype=getattr(torch, np.dtype(dtype).name), **options)
+    if weight is not None:
+        with torch.no_grad():
+            bn.weight.copy_(torch.from_numpy(weight))
+            bn.bias.copy_(torch.from_numpy(bias))
+    return bn
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("layout", ["channels first", "channels last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_and_backward(shape, dtype, layout, affine, training):
+    x, grad, weight, bias = inputs(shape, dtype, layout)
+    if not affine:
+        weight = bias = None
+    theirs = module(shape, dtype, weight, bias)
+    ours = nbbn.BatchNorm(shape[1], affine=affine, dtype=dtype)
+    if affine:
+        ours.weight[:], ours.bias[:] = weight, bias
+    rng = np.random.default_rng(3)
+    ours.running_mean[:], ours.running_var[:] = rng.standard_normal(shape[1]), rng.random(shape[1]) + 0.5
+    theirs.running_mean.copy_(torch.from_numpy(ours.running_mean))
+    theirs.running_var.copy_(torch.from_numpy(ours.running_var))
+    theirs.train(training)
+    ours.train(training)
+
+    tx = torch.from_numpy(x.copy(order="K")).requires_grad_()
+    ty = theirs(tx)
+    ty.backward(torch.from_numpy(grad.copy(order="K")))
+    y = ours(x)
+    dx = ours.backward(grad)
+
+    n = x.size // shape[1]
+    bound = tolerance(dtype, n)
+    np.testing.assert_allclose(y, ty.detach().numpy(), rtol=bound, atol=bound)
+    np.testing.assert_allclose(dx, tx.grad.numpy(), rtol=bound, atol=4 * bound)
+    np.testing.assert_allclose(ours.running_mean, theirs.running_mean.numpy(), rtol=bound, atol=bound)
+    np.testing.assert_allclose(ours.running_var, theirs.running_var.numpy(), rtol=bound)
+    if affine:
+        np.testing.assert_allclose(ours.grad_weight, theirs.weight.grad.numpy(), rtol=bound, atol=bound * np.sqrt(n))
+        np.testing.assert_allclose(ours.grad_bias, theirs.bias.grad.numpy(), rtol=bound, atol=bound * np.sqrt(n))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("momentum", [0.1, 0.01, 1.0, 0.0, None])
+def test_running_statistics_over_twenty_batches(momentum, dtype):
+    theirs = module((1, 5), dtype, None, None, momentum=momentum)
+    ours = nbbn.BatchNorm(5, affine=False, momentum=momentum, dtype=dtype)
+    rng = np.random.default_rng(11)
+    for n in range(2, 22):
+        x = rng.normal(3, 2, (n, 5)).astype(dtype)
+        theirs(torch.from_numpy(x))
+        ours(x)
+        np.testing.assert_allclose(ours.running_mean, theirs.running_mean.numpy(), rtol=tolerance(dtype, 20 * n))
+        np.testing.assert_allclose(ours.running_var, theirs.running_var.numpy(), rtol=tolerance(dtype, 20 * n))
+    assert ours.num_batches_tracked == int(theirs.num_batches_tracked)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_functional_call_moves_over_unchanged(training):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((16, 4, 6)).astype(np.float32)
+    ours = [*rng.standard_normal((1, 4)).astype(np.float32), *rng.random((1, 4)).astype(np.float32)]
+    ours += [*rng.standard_normal((2, 4)).astype(np.float32)]
+    theirs = [torch.from_numpy(a.copy()) for a in ours]
+    y = nbbn.batch_norm(x, *ours, training, 0.3, 1e-3)
+    expected = torch.nn.functional.batch_norm(torch.from_numpy(x), *theirs, training, 0.3, 1e-3)
+    np.testing.assert_allclose(y, expected.numpy(), rtol=1e-5, atol=1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_state_dicts_both_ways():
+    theirs = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    theirs(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)))
+    ours = nbbn.BatchNorm.from_state_dict(theirs.state_dict(), prefix="1.")
+    assert (ours.running_mean == theirs[1].running_mean.numpy()).all()
+    assert ours.num_batches_tracked == 1
+    back = {name: torch.from_numpy(value) for name, value in ours.state_dict().items()}
+    fresh = torch.nn.BatchNorm1d(3)
+    fresh.load_state_dict(back)
+    assert (fresh.running_var == theirs[1].running_var).all()
+    with pytest.raises(TypeError, match="requires grad"):
+        nbbn.BatchNorm(3).load_state_dict(dict(theirs[1].named_parameters()) | dict(theirs[1].named_buffers()))
+
+
+def test_tensors_are_refused_with_advice():
+    x = torch.ones(4, 3)
+    with pytest.raises(TypeError, match=r"x\.cpu\(\)\.numpy\(\)"):
+        nbbn.batch_stats(x)
+    with pytest.raises(TypeError, match=r"requires grad.*x\.detach\(\)"):
+        nbbn.batch_stats(x.requires_grad_())
+    assert nbbn.batch_stats(x.detach().numpy()).mean.tolist() == [1, 1, 1]
