@@ -21,8 +21,7 @@ def moments(x, where, count, mean, m2):
             return
         count[:] = x.shape[0] * x.shape[2]
         if _as_columns(x):
-            main, tail = _folded(x)
-            columns.moments(_parallel(x), main, tail, x.shape[1], x.shape[2], mean, m2)
+            columns.moments(_parallel(x), x, _fold(x), mean, m2)
         else:
             rows.moments(_parallel(x), x, mean, m2)
 
@@ -69,12 +68,8 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
             return
         total, products = _per_channel(2, x.shape[1], np.float64)
         if as_columns:
-            main, tail = _folded(x)
-            main_gradients, tail_gradients = _folded(grad_out)
-            layout = (x.shape[1], x.shape[2])
-            columns_backward.gradient_sums(
-                _parallel(x), main_gradients, main, tail_gradients, tail, *layout, high, total, products
-            )
+            fold = _fold(x, grad_out, grad_x)
+            columns_backward.gradient_sums(_parallel(x), grad_out, x, fold, high, total, products)
         else:
             rows_backward.gradient_sums(_parallel(x), grad_out, x, high, total, products)
         scale, slope, offset = _per_channel(3, x.shape[1], arithmetic)
@@ -85,8 +80,7 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
             zeros = np.zeros_like(scale)
             _normalize(grad_out, None, grad_x, zeros, scale, zeros, _floor(False, scale.dtype))
         elif as_columns:
-            flat = [_unfolded(a) for a in (grad_out, x)]
-            columns_backward.apply(_parallel(x), *flat, *layout, high, scale, slope, offset, _unfolded(grad_x))
+            columns_backward.apply(_parallel(x), grad_out, x, fold, high, scale, slope, offset, grad_x)
         else:
             rows_backward.apply(_parallel(x), grad_out, x, high, scale, slope, offset, grad_x)
 
@@ -121,33 +115,19 @@ def _parallel(x: Any) -> bool:
 
 def _normalize(x, residual, out, high, scale, shift, floor):
     addend = _addend(residual, out)
-    if not _as_columns(x, out, residual):
+    if _as_columns(x, out, residual):
+        columns.normalize(_parallel(x), x, addend, out, _fold(x, out, residual), high, scale, shift, floor)
+    else:
         rows.normalize(_parallel(x), x, addend, out, high, scale, shift, floor)
-        return
-    layout = (x.shape[1], x.shape[2])
-    contiguous = all(a.flags.c_contiguous for a in (x, out, addend))
-    parts = [_folded(a) if contiguous else (_unfolded(a), _unfolded(a)[:0]) for a in (x, addend, out)]
-    for part_x, part_addend, part_out in zip(*parts, strict=True):
-        if part_x.shape[0]:
-            columns.normalize(_parallel(part_x), part_x, part_addend, part_out, *layout, high, scale, shift, floor)
 
 
-def _unfolded(x: Any) -> Any:
-    """(outer, channels, inner) as rows of channels * inner columns."""
-    return x.reshape(x.shape[0], 1, -1) if x.size else x
-
-
-def _folded(x: Any) -> tuple[Any, Any]:
-    """The same with several rows side by side where one is much shorter than a tile, and the rows left over."""
-    flat = _unfolded(x)
-    fold = columns.TILE // flat.shape[2] if x.size else 1
-    if fold < 2 or not x.flags.c_contiguous:
-        return flat, flat[:0]
-    folded_rows = flat.shape[0] // fold
-    whole = folded_rows * fold
-    if whole == 0:
-        return flat, flat[:0]
-    return flat[:whole].reshape(folded_rows, 1, fold * flat.shape[2]), flat[whole:]
+def _fold(*views: Any) -> int:
+    """How many rows to take as one, so that about TILE columns lie side by side; their memory must be one piece."""
+    outer, channels, inner = views[0].shape
+    fold = min(columns.TILE // (channels * inner), outer)
+    if fold < 2 or not all(v is None or v.flags.c_contiguous for v in views):
+        return 1
+    return fold
 
 
 # --- arguments of kernels ------------------------------------------------------------------------------------------

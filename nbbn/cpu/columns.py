@@ -1,9 +1,10 @@
 """The columns family: `inner` is short or 1, so the channels of one row lie side by side.
 
-Data is canonical 3-d again, as (rows, 1, width): each row holds `width` contiguous values, and column j belongs
-to channel (j // inner) % channels. A row may hold several copies of the channels ("folded"): with few channels
-that makes rows long enough for full vectors. Statistics accumulate per column and merge into channels at the
-end; the affine step expands the per-channel coefficients to columns once a tile. No remainders, no gathers.
+Data is the canonical (outer, channels, inner) with each row x[o] contiguous, taken as rows of channels * inner
+columns. With few columns, `fold` rows that follow each other in memory are taken as one, so that rows are long
+enough for full vectors; rows left over at the end are taken singly. Column j belongs to channel
+(j // inner) % channels. Statistics accumulate per column and merge into channels at the end; the affine step
+expands the per-channel coefficients to columns once a tile. No remainders, no gathers.
 """
 
 import numpy as np
@@ -29,11 +30,19 @@ CHUNK_ROWS = 512
 
 
 @formula
-def tile_width(width, channels, inner):
+def tile_width(width, fold, inner):
     """Columns a tile: whole channels, about TILE of them; a folded row is one tile."""
-    if width != channels * inner:
-        return width
-    return min(width, max(1, TILE // inner) * inner)
+    return width if fold > 1 else min(width, max(1, TILE // inner) * inner)
+
+
+@formula
+def chunk_of_rows(k, chunk, outer, fold):
+    """Rows [r0, r1) in steps of `step` of chunk number k; the chunk after the last holds what folding left over."""
+    whole = outer // fold * fold
+    r0 = k * chunk * fold
+    if r0 < whole:
+        return r0, min(r0 + chunk * fold, whole), fold
+    return whole, outer, np.int64(1)  # not a literal: that would be a type of its own
 
 
 @reduction
@@ -51,18 +60,18 @@ def add_deviations(values, origin, first, second):
 
 
 @formula
-def block_columns(x, r0, r1, j0, origin, first, second):
+def block_columns(x, r0, r1, step, j0, origin, first, second):
     """Per column of a tile: a mean (origin) and sums of d and d * d of its block. False if a square was unsafe."""
     origin[:] = 0
     first[:] = 0
     second[:] = 0
     j1 = j0 + origin.size
-    for r in range(r0, r1):
+    for r in range(r0, r1, step):
         add_row(run(x, r, 0, j0, j1), origin)
-    rows = origin.dtype.type(r1 - r0)
+    rows = origin.dtype.type((r1 - r0) // step)
     for j in range(origin.size):
         origin[j] /= rows
-    for r in range(r0, r1):
+    for r in range(r0, r1, step):
         add_deviations(run(x, r, 0, j0, j1), origin, first, second)
     safe = True
     for j in range(origin.size):
@@ -71,19 +80,19 @@ def block_columns(x, r0, r1, j0, origin, first, second):
 
 
 @formula
-def wide_block_columns(x, r0, r1, j0, origin, first, second):
+def wide_block_columns(x, r0, r1, step, j0, origin, first, second):
     """The same in float64 arrays and from the first row on: nothing overflows or underflows that need not."""
     start = run(x, r0, 0, j0, j0 + origin.size)
     first[:] = 0
     second[:] = 0
-    for r in range(r0, r1):
+    for r in range(r0, r1, step):
         values = run(x, r, 0, j0, j0 + origin.size)
         for j in range(origin.size):
             first[j] += values[j] - finite_or_zero(np.float64(start[j]))
     for j in range(origin.size):
-        origin[j] = finite_or_zero(np.float64(start[j])) + first[j] / (r1 - r0)
+        origin[j] = finite_or_zero(np.float64(start[j])) + first[j] / ((r1 - r0) // step)
     first[:] = 0
-    for r in range(r0, r1):
+    for r in range(r0, r1, step):
         values = run(x, r, 0, j0, j0 + origin.size)
         for j in range(origin.size):
             deviation = values[j] - origin[j]
@@ -102,7 +111,7 @@ def merge_block(count, mean, m2, block_count, origin, first, second):
 
 
 @formula
-def tile_moments(x, r0, r1, j0, j1, channels, inner, mean, m2):
+def tile_moments(x, r0, r1, step, j0, j1, mean, m2):
     """Moments of the channels in columns [j0, j1) of rows [r0, r1), written to mean[c], m2[c]."""
     width = j1 - j0
     origin = np.empty(width, x.dtype)
@@ -110,15 +119,18 @@ def tile_moments(x, r0, r1, j0, j1, channels, inner, mean, m2):
     second = np.empty(width, x.dtype)
     column_mean = np.empty(width)
     column_m2 = np.empty(width)
-    for r in range(r0, r1, BLOCK_ROWS):
-        end = min(r + BLOCK_ROWS, r1)
-        if block_columns(x, r, end, j0, origin, first, second):
-            merge_block(r - r0, column_mean, column_m2, end - r, origin, first, second)
+    count = 0
+    for r in range(r0, r1, BLOCK_ROWS * step):
+        end = min(r + BLOCK_ROWS * step, r1)
+        rows = (end - r) // step
+        if block_columns(x, r, end, step, j0, origin, first, second):
+            merge_block(count, column_mean, column_m2, rows, origin, first, second)
         else:
             wide = np.empty((3, width))
-            wide_block_columns(x, r, end, j0, wide[0], wide[1], wide[2])
-            merge_block(r - r0, column_mean, column_m2, end - r, wide[0], wide[1], wide[2])
-    merge_columns(r1 - r0, column_mean, column_m2, j0, channels, inner, mean, m2)
+            wide_block_columns(x, r, end, step, j0, wide[0], wide[1], wide[2])
+            merge_block(count, column_mean, column_m2, rows, wide[0], wide[1], wide[2])
+        count += rows
+    merge_columns(count, column_mean, column_m2, j0, x.shape[1], x.shape[2], mean, m2)
 
 
 @formula
@@ -141,36 +153,31 @@ def merge_columns(rows, column_mean, column_m2, j0, channels, inner, mean, m2):
         m2[c] = channel_m2
 
 
-@kernel(reads=("x", "tail"))
-def moments(x, tail, channels, inner, mean, m2):
-    """mean[c], m2[c] of every channel. `tail` holds the rows that a folded `x` left over, unfolded."""
-    rows, _, width = x.shape
-    tile = tile_width(width, channels, inner)
+@kernel(reads=("x",))
+def moments(x, fold, mean, m2):
+    """mean[c], m2[c] of every channel."""
+    outer, channels, inner = x.shape
+    width = fold * channels * inner
+    tile = tile_width(width, fold, inner)
     tiles = -(-width // tile)
-    chunks = -(-rows // CHUNK_ROWS)
-    part_mean = np.empty((chunks + 1, channels))
-    part_m2 = np.empty((chunks + 1, channels))
+    whole = outer // fold
+    chunks = -(-whole // CHUNK_ROWS) + (1 if whole * fold < outer else 0)
+    part_mean = np.empty((chunks, channels))
+    part_m2 = np.empty((chunks, channels))
     for task in prange(chunks * tiles):
         k, t = divmod(np.int64(task), tiles)
-        r0 = k * CHUNK_ROWS
-        r1 = min(r0 + CHUNK_ROWS, rows)
+        r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
         j0 = t * tile
-        tile_moments(x, r0, r1, j0, min(j0 + tile, width), channels, inner, part_mean[k], part_m2[k])
-    if tail.shape[0]:
-        start = np.int64(0)  # a plain 0 would be a type of its own, and compile everything below again
-        period = channels * inner
-        tile_moments(tail, start, tail.shape[0], start, period, channels, inner, part_mean[chunks], part_m2[chunks])
-    values_per_row = width // channels
+        j1 = min(j0 + tile, step * channels * inner)
+        tile_moments(x, r0, r1, step, j0, j1, part_mean[k], part_m2[k])
     for c in range(channels):
         count = 0
         channel_mean = 0.0
         channel_m2 = 0.0
-        for k in range(chunks + 1):
-            part = (min((k + 1) * CHUNK_ROWS, rows) - k * CHUNK_ROWS) * values_per_row
-            if k == chunks:
-                part = tail.shape[0] * inner
+        for k in range(chunks):
+            r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
             count, channel_mean, channel_m2 = merge(
-                count, channel_mean, channel_m2, part, part_mean[k, c], part_m2[k, c]
+                count, channel_mean, channel_m2, (r1 - r0) * inner, part_mean[k, c], part_m2[k, c]
             )
         mean[c] = channel_mean
         m2[c] = channel_m2
@@ -180,10 +187,17 @@ def moments(x, tail, channels, inner, mean, m2):
 
 
 @formula
-def expand(values, result, j0, channels, inner):
+def expand(values, result, j0, inner):
     """Per-channel values to the columns from j0 on."""
+    channels = values.size
+    c = (j0 // inner) % channels
+    i = j0 % inner
     for j in range(result.size):
-        result[j] = values[((j0 + j) // inner) % channels]
+        result[j] = values[c]
+        i += 1
+        if i == inner:
+            i = 0
+            c = c + 1 if c + 1 < channels else 0
 
 
 @elementwise
@@ -201,34 +215,36 @@ def normalize_add_row(values, addend, result, mean, scale, shift, floor):
 
 
 @formula
-def affine_grid(rows, width):
-    """(columns a tile, rows a chunk): about CHUNK values a task, expanded coefficients in first-level cache."""
+def affine_grid(outer, fold, width):
+    """(columns a tile, tiles, folded rows a chunk, chunks): about CHUNK values a task.
+
+    The expanded coefficients of a tile stay in the first-level cache.
+    """
     tile = min(width, 2 * TILE)
-    return tile, min(rows, max(1, CHUNK // tile))
+    chunk = max(1, CHUNK // tile)
+    whole = outer // fold
+    return tile, -(-width // tile), chunk, -(-whole // chunk) + (1 if whole * fold < outer else 0)
 
 
 @kernel(reads=("x", "addend", "mean", "scale", "shift"))
-def normalize(x, addend, out, channels, inner, mean, scale, shift, floor):
-    """Out = max((x - mean) * scale + shift + addend, floor)."""
-    rows, _, width = x.shape
-    tile, chunk = affine_grid(rows, width)
-    tiles = -(-width // tile)
-    chunks = -(-rows // chunk)
+def normalize(x, addend, out, fold, mean, scale, shift, floor):
+    """out = max((x - mean) * scale + shift + addend, floor)."""
+    outer, channels, inner = x.shape
+    tile, tiles, chunk, chunks = affine_grid(outer, fold, fold * channels * inner)
     for task in prange(chunks * tiles):
         k, t = divmod(np.int64(task), tiles)
+        r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
         j0 = t * tile
-        j1 = min(j0 + tile, width)
-        column_mean = np.empty(j1 - j0, mean.dtype)
-        column_scale = np.empty(j1 - j0, mean.dtype)
-        column_shift = np.empty(j1 - j0, mean.dtype)
-        expand(mean, column_mean, j0, channels, inner)
-        expand(scale, column_scale, j0, channels, inner)
-        expand(shift, column_shift, j0, channels, inner)
-        for r in range(k * chunk, min(k * chunk + chunk, rows)):
-            result = run(out, r, 0, j0, j1)
+        j1 = min(j0 + tile, step * channels * inner)
+        columns = np.empty((3, j1 - j0), mean.dtype)
+        expand(mean, columns[0], j0, inner)
+        expand(scale, columns[1], j0, inner)
+        expand(shift, columns[2], j0, inner)
+        for r in range(r0, r1, step):
             values = run(x, r, 0, j0, j1)
+            result = run(out, r, 0, j0, j1)
             if addend.size:
                 added = run(addend, r, 0, j0, j1)
-                normalize_add_row(values, added, result, column_mean, column_scale, column_shift, floor)
+                normalize_add_row(values, added, result, columns[0], columns[1], columns[2], floor)
             else:
-                normalize_row(values, result, column_mean, column_scale, column_shift, floor)
+                normalize_row(values, result, columns[0], columns[1], columns[2], floor)

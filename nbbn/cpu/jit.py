@@ -15,6 +15,19 @@ from numba.core import caching, config
 
 #: What a sum may do that strict IEEE order forbids; NaN and Inf keep their meaning (no "nnan", "ninf").
 _REASSOCIATE = {"reassoc", "contract", "arcp", "nsz"}
+#: Only the loops written as `prange`. Numba would also make parallel regions of `a[:] = 0` and `np.zeros` on
+#: per-channel arrays; each costs microseconds, or a scheduler slice (8 ms seen) when another process has a core.
+_PRANGE_ONLY = {
+    "prange": True,
+    "reduction": False,
+    "inplace_binop": False,
+    "setitem": False,
+    "numpy": False,
+    "stencil": False,
+    "fusion": False,
+    "comprehension": False,
+}
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -45,7 +58,10 @@ class Kernel:
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
         self._reads = [name in reads for name in inspect.signature(function).parameters]
-        self._compiled = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
+        # a fresh dict each time: Numba takes the keys out
+        self._compiled = njit(nogil=True, error_model="numpy", parallel=dict(_PRANGE_ONLY) if parallel else False)(
+            function
+        )
         if _cache_root() is not None:  # else there is no place to write: compile anew in every process
             self._compiled._cache = _Cache(function, "parallel" if parallel else "serial")
         self._compiled._can_compile = False  # not by itself: see `_compile`
