@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -121,7 +122,12 @@ class Backend(Protocol):
 
 def current() -> Backend:
     """The backend for NumPy arrays: the forced one, else the CPU kernels."""
-    return cast(Backend, import_module(_MODULES[_forced.get() or "cpu"]))
+    return _load(_forced.get() or "cpu")
+
+
+@cache
+def _load(name: str) -> Backend:
+    return cast(Backend, import_module(_MODULES[name]))
 
 
 def available_backends() -> tuple[str, ...]:

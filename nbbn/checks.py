@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.exceptions import AxisError
 
-from nbbn.arrays import FLOATS, Array, float_dtype, numpy_array
+from nbbn.arrays import Array, float_dtype, is_float, numpy_array
 
 #: The default of every `momentum` parameter. An object of its own, so that `momentum=` given beside `decay=`
 #: is noticed even when it is 0.1.
@@ -54,7 +54,7 @@ def channels_of(x: Array, axis: int | None) -> int:
 def per_channel(name: str, value: Any, channels: int) -> Array:
     """A 1-d float array with one value per channel."""
     array = numpy_array(name, value)
-    if array.dtype not in FLOATS:
+    if not is_float(array):
         raise TypeError(f"{name}: expected dtype float32 or float64, got {array.dtype}")
     if array.shape != (channels,):
         got = f"{array.size} values" if array.ndim == 1 else f"shape {array.shape}"
@@ -91,7 +91,7 @@ def running_pair(running_mean: Any, running_var: Any, channels: int) -> tuple[Ar
 def disjoint(name: str, written: Array, **others: Array | None) -> None:
     """`written` shares no memory with the others."""
     for other_name, other in others.items():
-        if other is not None and _overlaps(written, other):
+        if other is not None and np.may_share_memory(written, other) and _overlaps(written, other):
             raise ValueError(f"{name}: expected memory of its own, got memory that overlaps {other_name}")
 
 
@@ -100,7 +100,7 @@ def output(out: Any, x: Array, **read: Array | None) -> Array | None:
     if out is None:
         return None
     array = numpy_array("out", out)
-    if array.dtype not in FLOATS:
+    if not is_float(array):
         raise TypeError(f"out: expected dtype float32 or float64, got {array.dtype}")
     same_shape("out", array, x)
     if not array.flags.writeable:
@@ -113,10 +113,10 @@ def output(out: Any, x: Array, **read: Array | None) -> Array | None:
         raise ValueError(
             f"out: expected one element of memory per value, got a broadcast array of strides {array.strides}"
         )
-    for name, other in {"x": x, **read}.items():
-        if other is None or (_is_exactly(array, other) and name in IN_PLACE):
+    for name, other in (("x", x), *read.items()):
+        if other is None or not np.may_share_memory(array, other):
             continue
-        if _overlaps(array, other):
+        if not (name in IN_PLACE and _is_exactly(array, other)) and _overlaps(array, other):
             raise ValueError(f"out: expected x itself or memory of its own, got memory that overlaps {name}")
     return array
 
@@ -250,13 +250,14 @@ def _real(name: str, value: Any) -> float:
 
 
 def _is_exactly(a: Array, b: Array) -> bool:
+    if a is b:
+        return True
     same_memory = a.ctypes.data == b.ctypes.data and a.strides == b.strides
     return same_memory and a.shape == b.shape and a.dtype == b.dtype
 
 
 def _overlaps(a: Array, b: Array) -> bool:
-    if not np.may_share_memory(a, b):
-        return False
+    """Whether two arrays whose address ranges meet have an element in common."""
     try:
         return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:

@@ -5,8 +5,10 @@ stride: those larger than the channel's collapse into `outer`, the smaller ones 
 order, channels-last memory under channels-first shapes and slices along the batch all become plain 3-d views.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -26,20 +28,13 @@ class Canonical:
 
     def view(self, array: Array) -> Array | None:
         """`array` as (outer, channels, inner), sharing its memory, or None if its strides do not allow that."""
-        transposed, shape = self._transposed(array)
-        if not (_collapses(array, self.outer) and _collapses(array, self.inner)):
-            return None
-        view = transposed.reshape(shape)  # cannot copy: each group collapses
-        _, channels, inner = shape
-        if inner > 1:
-            return view if view.strides[2] == view.itemsize else None
-        # single values: neither family can read them unless the channels lie side by side
-        return view if channels == 1 or view.strides[1] == view.itemsize else None
+        shape = _view_shape(self, array.shape, array.strides, array.itemsize)
+        # reshape cannot copy here: each group of axes collapses
+        return None if shape is None else array.transpose(self.order).reshape(shape)
 
     def copy(self, array: Array) -> Array:
         """`array` as contiguous (outer, channels, inner), in memory of its own."""
-        transposed, shape = self._transposed(array)
-        return np.array(transposed, order="C", copy=True, subok=False).reshape(shape)
+        return np.array(array.transpose(self.order), order="C", subok=False).reshape(self.shape(array.shape))
 
     def view_or_copy(self, array: Array) -> Array:
         """A view for reading: of the array itself where possible, of a copy where not."""
@@ -49,68 +44,78 @@ class Canonical:
     def broadcast(self, array: Array, shape: tuple[int, ...]) -> Array:
         """`array`, broadcast to `shape`, as (outer, channels, inner) of any strides; copied only if they demand it."""
         broadcast = np.broadcast_to(array, shape)
-        if _collapses(broadcast, self.outer) and _collapses(broadcast, self.inner):
-            transposed, flat = self._transposed(broadcast)
-            return transposed.reshape(flat)
+        if all(_collapses(shape, broadcast.strides, group) for group in (self.outer, self.inner)):
+            return broadcast.transpose(self.order).reshape(self.shape(shape))
         return self.copy(broadcast)
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A new array of this shape, laid out in memory so that `view` serves it."""
-        order = self._order()
+        order = self.order
         return np.empty([shape[a] for a in order], dtype).transpose(np.argsort(order))
 
     def write_back(self, computed: Array, array: Array) -> None:
         """Store a canonical result into the array that `view` could not serve."""
-        transposed, _ = self._transposed(array)
+        transposed = array.transpose(self.order)
         transposed[...] = computed.reshape(transposed.shape)
 
-    def _transposed(self, array: Array) -> tuple[Array, tuple[int, int, int]]:
-        transposed = array.transpose(self._order())
-        channels = 1 if self.channel is None else array.shape[self.channel]
-        return transposed, (_product(array, self.outer), channels, _product(array, self.inner))
-
-    def _order(self) -> tuple[int, ...]:
+    @property
+    def order(self) -> tuple[int, ...]:
+        """All axes, outermost first."""
         return self.outer + (() if self.channel is None else (self.channel,)) + self.inner
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """(outer, channels, inner) of an array of this shape."""
+        channels = 1 if self.channel is None else shape[self.channel]
+        return math.prod(shape[a] for a in self.outer), channels, math.prod(shape[a] for a in self.inner)
 
 
 def canonical(x: Array, axis: int | None) -> Canonical:
     """The order of axes under which `x` needs no copy, if there is one; its own order otherwise."""
-    axes = sorted((a for a in range(x.ndim) if a != axis), key=lambda a: _rank(x, a), reverse=True)
-    if axis is None or x.shape[axis] == 1:
-        split = _longest_row(x, axes)
+    return _canonical(x.shape, x.strides, x.itemsize, axis)
+
+
+# Pure functions of shape and strides: a program calls them with the same few values again and again.
+
+
+@lru_cache(1024)
+def _canonical(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axis: int | None) -> Canonical:
+    def rank(a: int) -> float:
+        """Large strides outside; repeated axes (stride 0) outermost; axes of length 1 anywhere."""
+        return 0.0 if shape[a] == 1 else abs(strides[a]) or math.inf
+
+    axes = sorted((a for a in range(len(shape)) if a != axis), key=rank, reverse=True)
+    if axis is None or shape[axis] == 1:
+        # one channel: rows as long as the axes allow, from the inside out
+        split = len(axes)
+        while split and _collapses(shape, strides, axes[split - 1 :]):
+            split -= 1
     else:
-        channel_rank = _rank(x, axis)
-        split = sum(_rank(x, a) >= channel_rank for a in axes)
+        split = sum(rank(a) >= rank(axis) for a in axes)
     by_stride = Canonical(tuple(axes[:split]), axis, tuple(axes[split:]))
-    if by_stride.view(x) is not None:
+    if _view_shape(by_stride, shape, strides, itemsize) is not None:
         return by_stride
     position = 0 if axis is None else axis
-    return Canonical(tuple(range(position)), axis, tuple(a for a in range(position, x.ndim) if a != axis))
+    return Canonical(tuple(range(position)), axis, tuple(a for a in range(position, len(shape)) if a != axis))
 
 
-def _rank(x: Array, axis: int) -> float:
-    """Sort key: large strides outside; repeated axes (stride 0) outermost; axes of length 1 anywhere."""
-    if x.shape[axis] == 1:
-        return 0.0
-    return abs(x.strides[axis]) or float("inf")
+@lru_cache(1024)
+def _view_shape(
+    order: Canonical, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
+) -> tuple[int, int, int] | None:
+    """The canonical shape, or None if the strides do not allow a view that kernels can read."""
+    if not (_collapses(shape, strides, order.outer) and _collapses(shape, strides, order.inner)):
+        return None
+    outer, channels, inner = order.shape(shape)
+    # the innermost of the axes that are longer than 1 must have unit stride; single values (inner = 1) need the
+    # channels side by side: neither kernel family can read them otherwise
+    innermost = [a for a in order.inner if shape[a] != 1][-1:]
+    if inner == 1 and channels > 1:
+        assert order.channel is not None  # there is more than one channel
+        innermost = [order.channel]
+    return (outer, channels, inner) if all(strides[a] == itemsize for a in innermost) else None
 
 
-def _longest_row(x: Array, axes: Sequence[int]) -> int:
-    """Where to cut the axes when there is one channel: the most that collapse, from the inside out."""
-    split = len(axes)
-    while split and _collapses(x, axes[split - 1 :]):
-        split -= 1
-    return split
-
-
-def _collapses(x: Array, axes: Sequence[int]) -> bool:
+def _collapses(shape: Sequence[int], strides: Sequence[int], axes: Sequence[int]) -> bool:
     """Whether these axes, in this order, are one axis with one stride."""
-    axes = [a for a in axes if x.shape[a] != 1]
-    return all(x.strides[a] == x.strides[b] * x.shape[b] for a, b in pairwise(axes))
-
-
-def _product(x: Array, axes: Sequence[int]) -> int:
-    result = 1
-    for a in axes:
-        result *= x.shape[a]
-    return result
+    axes = [a for a in axes if shape[a] != 1]
+    return all(strides[a] == strides[b] * shape[b] for a, b in pairwise(axes))

@@ -39,8 +39,7 @@ def affine(x, mean, var, weight, bias, eps, residual, relu, out):
 
 def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
     with threads.limit():
-        many_channels = x.shape[1] >= 2 * threads.get_num_threads()
-        fused = not _as_columns(x, out, residual) and (many_channels or x.size < threads.PARALLEL_FROM)
+        fused = not _as_columns(x, out, residual) and not (_parallel(x) and _few_channels(x))
         if fused:
             count[:] = x.shape[0] * x.shape[2]
             addend, floor = _addend(residual, out), _floor(relu, _arithmetic(x, residual, out))
@@ -61,7 +60,7 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     count = x.shape[0] * x.shape[2]
     as_columns = _as_columns(x, grad_out, grad_x)
     with threads.limit():
-        if training and not as_columns and x.shape[1] >= 2 * threads.get_num_threads():
+        if training and not as_columns and not (_parallel(x) and _few_channels(x)):
             rows_backward.backward_by_channel(
                 _parallel(x), grad_out, x, mean, high, inv_std, weight, grad_x, grad_weight, grad_bias
             )
@@ -111,6 +110,11 @@ def _as_columns(*views: Any) -> bool:
 
 def _parallel(x: Any) -> bool:
     return x.size >= threads.PARALLEL_FROM and threads.get_num_threads() > 1
+
+
+def _few_channels(x: Any) -> bool:
+    """Whether a task per channel would leave threads without work; then a channel is split between them."""
+    return bool(x.shape[1] < 2 * threads.get_num_threads())
 
 
 def _normalize(x, residual, out, high, scale, shift, floor):

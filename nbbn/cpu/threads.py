@@ -1,7 +1,7 @@
 """How many threads a kernel may use."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numba
 
@@ -25,14 +25,18 @@ def max_num_threads() -> int:
     return int(numba.config.NUMBA_NUM_THREADS)
 
 
-@contextmanager
-def limit() -> Iterator[None]:
+def limit() -> AbstractContextManager[None]:
     """Run kernels with the chosen number of threads and leave Numba's own setting as it was."""
+    return _UNLIMITED if _chosen is None else _limit(_chosen)
+
+
+_UNLIMITED = nullcontext()
+
+
+@contextmanager
+def _limit(n: int) -> Iterator[None]:
     before = numba.get_num_threads()
-    if _chosen is None or _chosen == before:
-        yield
-        return
-    numba.set_num_threads(_chosen)
+    numba.set_num_threads(n)
     try:
         yield
     finally:
