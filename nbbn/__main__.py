@@ -1,0 +1,98 @@
+"""The command line: ``python -m nbbn info`` and ``python -m nbbn demo``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbbn
+
+#: Packages of the extra `demo`, by the name they are imported under.
+_DEMO_NEEDS = ("sklearn", "matplotlib", "rich")
+_PICTURE_FORMATS = (".png", ".pdf", ".svg")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, or 2 if it could not be started as asked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m nbbn", description="Batch normalization statistics, with Numba CPU kernels."
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    info = commands.add_parser(
+        "info",
+        help="versions, CPU features and threads: what a bug report needs",
+        description="Print versions, CPU features, threads, threading layer and GPU: what a bug report needs.",
+    )
+    info.set_defaults(run=_info, parser=info)
+
+    demo = commands.add_parser(
+        "demo",
+        help="train a small network on handwritten digits and measure what its normalization does (under a minute)",
+        description=(
+            "Train a small convolutional network, written in NumPy with nbbn.BatchNorm, on the 1797 handwritten "
+            "digits that scikit-learn ships, and measure what its normalization layers do: single images in "
+            "evaluation mode, the forgotten eval(), running statistics that converge and their noise, fine-tuning "
+            "with freeze() and recalibrate(), and this machine's speed against NumPy. Prints tables and saves a "
+            "picture. Everything but the times is the same in every run with one seed on one machine."
+        ),
+        epilog="Needs the extra nbbn[demo]: scikit-learn, matplotlib and rich. The first run also compiles kernels.",
+    )
+    demo.add_argument("--seed", type=_seed, default=0, help="seed of all random numbers, >= 0 (default: %(default)s)")
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("nbbn-demo.png"),
+        metavar="PATH",
+        help=f"where to save the picture, as {', '.join(_PICTURE_FORMATS)}; overwritten (default: %(default)s)",
+    )
+    demo.add_argument("--no-picture", action="store_true", help="print the tables only")
+    demo.set_defaults(run=_demo, parser=demo)
+
+    options = parser.parse_args(arguments)
+    code: int = options.run(options)
+    return code
+
+
+def _info(options: argparse.Namespace) -> int:
+    nbbn.show_config()
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    output = None if options.no_picture else options.output
+    if output is not None and (problem := _cannot_write(output)):
+        options.parser.error(f"argument --output: cannot write {output}: {problem}")
+    try:
+        from nbbn.demo import run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _DEMO_NEEDS:
+            raise
+        print("the demo needs scikit-learn, matplotlib and rich: pip install 'nbbn[demo]'", file=sys.stderr)
+        return 2
+    run(options.seed, output)
+    return 0
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text!r}")
+    return int(text)
+
+
+def _cannot_write(path: Path) -> str | None:
+    """Why a picture cannot be saved there, found out before a minute of work; None if it can."""
+    if path.suffix.lower() not in _PICTURE_FORMATS:
+        return f"expected a name that ends in {', '.join(_PICTURE_FORMATS)}"
+    existed = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        return error.strerror or str(error)
+    if not existed:
+        path.unlink()
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
