@@ -78,7 +78,7 @@ def ema(running_mean, running_var, count, mean, m2, momentum, ddof, skip):
 
     Non-finite means: not finite once stored in the precision of the running arrays.
     """
-    skipped = 0
+    skipped = np.int64(0)
     narrow_mean = running_mean.dtype.type
     narrow_var = running_var.dtype.type
     for c in range(count.size):

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from nbbn.cpu.columns import BLOCK_ROWS, CHUNK_ROWS, affine_grid, chunk_of_rows, expand, tile_width
+from nbbn.cpu.columns import BLOCK_ROWS, CHUNK_ROWS, affine_grid, chunk_of_rows, clear, expand, tile_width
 from nbbn.cpu.jit import elementwise, formula, kernel, reduction
 from nbbn.cpu.simd import fmuladd, run
 
@@ -25,8 +25,8 @@ def tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, total, products
     block_total = np.empty(width, mean.dtype)
     block_products = np.empty(width, mean.dtype)
     for r in range(r0, r1, BLOCK_ROWS * step):
-        block_total[:] = 0
-        block_products[:] = 0
+        clear(block_total)
+        clear(block_products)
         for i in range(r, min(r + BLOCK_ROWS * step, r1), step):
             add_gradients(run(gradients, i, 0, j0, j1), run(x, i, 0, j0, j1), column_mean, block_total, block_products)
         for j in range(width):

@@ -70,7 +70,7 @@ def wide_block_moments(x, c, o0, o1, i0, i1):
 def chunk_moments(x, c, o0, o1, i0, i1):
     """Mean and m2 of one chunk of channel c: its blocks, merged in order."""
     rows = max(1, BLOCK // (i1 - i0))
-    count = 0
+    count = np.int64(0)
     mean = 0.0
     m2 = 0.0
     for o in range(o0, o1, rows):
@@ -86,7 +86,7 @@ def chunk_moments(x, c, o0, o1, i0, i1):
 @formula
 def merge_chunks(outer, inner, means, m2s):
     """Mean and m2 of a channel from those of its chunks, merged in order."""
-    count = 0
+    count = np.int64(0)
     mean = 0.0
     m2 = 0.0
     for k in range(means.size):
