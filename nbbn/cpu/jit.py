@@ -34,7 +34,7 @@ _PRANGE_ONLY = {
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-# Counters start as np.int64(0): a literal 0 is a type of its own to Numba, and all that is called with it compiles twice.
+# Counters start as np.int64(0): a literal 0 is a type of its own to Numba, and what it is passed to compiles again.
 
 
 def formula(function):
