@@ -12,7 +12,10 @@ _FLOAT_CHARS = frozenset(dtype.char for dtype in FLOATS)  # comparing dtypes tak
 
 
 def numpy_array(name: str, value: Any) -> Array:
-    """`value` if it is a NumPy array that can be computed with, else a `TypeError` that says what to do."""
+    """`value` if it is a NumPy array that can be computed with, else an error that says what to do.
+
+    `TypeError`, but `RuntimeError` for an array on a CUDA device: the array is fine, what it needs is missing.
+    """
     if type(value) is np.ndarray and value.dtype.isnative:  # nearly always
         return value
     if isinstance(value, np.ma.MaskedArray):
@@ -24,6 +27,11 @@ def numpy_array(name: str, value: Any) -> Array:
                 f"pass {name}.astype({name}.dtype.newbyteorder('='))"
             )
         return value if type(value) is np.ndarray else value.view(np.ndarray)
+    if _on_cuda_device(value):
+        raise RuntimeError(
+            f"{name}: expected an array in host memory, got {_kind(value)} on a CUDA device; this version of nbbn "
+            f"has no CUDA kernels and transfers nothing by itself: pass {name}.{_TO_HOST.get(_library(value), 'get()')}"
+        )
     raise TypeError(f"{name}: expected a NumPy array, got {_kind(value)}{_advice(name, value)}")
 
 
@@ -37,14 +45,25 @@ def _kind(value: Any) -> str:
     return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
+_TO_HOST = {"torch": "cpu().numpy()", "cupy": "get()", "numba": "copy_to_host()"}
+
+
+def _library(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+def _on_cuda_device(value: Any) -> bool:
+    if _library(value) == "torch":  # its CPU tensors have the attribute too, and raise
+        return bool(getattr(value, "is_cuda", False))
+    return hasattr(value, "__cuda_array_interface__")
+
+
 def _advice(name: str, value: Any) -> str:
-    module = type(value).__module__.partition(".")[0]
+    module = _library(value)
     if module == "torch":
         if getattr(value, "requires_grad", False):
             return f" that requires grad; this version takes {name}.detach().cpu().numpy()"
         return f"; this version takes {name}.cpu().numpy()"
-    if module == "cupy":
-        return f" (on a GPU); this version takes {name}.get()"
     if module in {"jax", "jaxlib"}:
         return f"; this version takes numpy.asarray({name})"
     if isinstance(value, list | tuple | int | float):

@@ -157,7 +157,6 @@ def test_arrays_of_other_libraries():
     for array, message in [
         (fake("torch", requires_grad=True), r"x: .*torch.Tensor that requires grad; .*x.detach\(\).cpu\(\).numpy\(\)"),
         (fake("torch"), r"x.cpu\(\).numpy\(\)"),
-        (fake("cupy"), r"cupy.Tensor \(on a GPU\); this version takes x.get\(\)"),
         (fake("jaxlib._jax"), r"numpy.asarray\(x\)"),
         (types.SimpleNamespace(), "types.SimpleNamespace"),
     ]:
@@ -168,6 +167,20 @@ def test_arrays_of_other_libraries():
         ):
             with pytest.raises(TypeError, match=message):
                 function(array)
+
+
+@pytest.mark.parametrize(
+    ("module", "attributes", "advice"),
+    [
+        ("cupy", {"__cuda_array_interface__": {}}, r"x\.get\(\)"),
+        ("torch", {"is_cuda": True}, r"x\.cpu\(\)\.numpy\(\)"),
+        ("numba.cuda.cudadrv", {"__cuda_array_interface__": {}}, r"x\.copy_to_host\(\)"),
+    ],
+)
+def test_arrays_on_a_cuda_device(module, attributes, advice):
+    x = type("Tensor", (), {"__module__": module, **attributes})()
+    with pytest.raises(RuntimeError, match="x: .* on a CUDA device; this version of nbbn has no CUDA kernels.*" + advice):
+        nbbn.batch_stats(x)
 
 
 BACKWARD = [

@@ -124,3 +124,20 @@ def test_tensors_are_refused_with_advice():
     with pytest.raises(TypeError, match=r"requires grad.*x\.detach\(\)"):
         nbbn.batch_stats(x.requires_grad_())
     assert nbbn.batch_stats(x.detach().numpy()).mean.tolist() == [1, 1, 1]
+
+
+def test_the_readme_s_claim_about_large_means():
+    """PyTorch folds the mean into a float32 bias: digits are lost that are kept here."""
+    x = (np.random.default_rng(0).standard_normal((4096, 16)) + 1e6).astype(np.float32)
+    mean, var = x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64)
+    exact = (x - mean) / np.sqrt(var + 1e-5)
+
+    def error(y):
+        return np.max(np.abs(y - exact) / (1 + np.abs(exact)))
+
+    stats = [torch.from_numpy(a.astype(np.float32)) for a in (mean, var)]
+    batch_norm = torch.nn.functional.batch_norm
+    assert error(batch_norm(torch.from_numpy(x), *stats).numpy()) > 1e-2
+    assert error(batch_norm(torch.from_numpy(x), None, None, training=True).numpy()) > 1e-2
+    assert error(nbbn.normalize(x, mean, var)) < 2e-7
+    assert error(nbbn.batch_norm(x, training=True)) < 2e-7
