@@ -8,7 +8,7 @@ order, channels-last memory under channels-first shapes and slices along the bat
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -18,13 +18,23 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: there is one per shape, strides and axis
 class Canonical:
     """An order of the axes, cut in three: the outer axes, the channel axis (None: one channel), the inner axes."""
 
     outer: tuple[int, ...]
     channel: int | None
     inner: tuple[int, ...]
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """All axes, outermost first."""
+        return self.outer + (() if self.channel is None else (self.channel,)) + self.inner
+
+    @cached_property
+    def inverse(self) -> tuple[int, ...]:
+        """Where each axis stands in `order`."""
+        return tuple(self.order.index(a) for a in range(len(self.order)))
 
     def view(self, array: Array) -> Array | None:
         """`array` as (outer, channels, inner), sharing its memory, or None if its strides do not allow that."""
@@ -50,18 +60,12 @@ class Canonical:
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A new array of this shape, laid out in memory so that `view` serves it."""
-        order = self.order
-        return np.empty([shape[a] for a in order], dtype).transpose(np.argsort(order))
+        return np.empty([shape[a] for a in self.order], dtype).transpose(self.inverse)
 
     def write_back(self, computed: Array, array: Array) -> None:
         """Store a canonical result into the array that `view` could not serve."""
         transposed = array.transpose(self.order)
         transposed[...] = computed.reshape(transposed.shape)
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """All axes, outermost first."""
-        return self.outer + (() if self.channel is None else (self.channel,)) + self.inner
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(outer, channels, inner) of an array of this shape."""

@@ -179,7 +179,9 @@ def test_arrays_of_other_libraries():
 )
 def test_arrays_on_a_cuda_device(module, attributes, advice):
     x = type("Tensor", (), {"__module__": module, **attributes})()
-    with pytest.raises(RuntimeError, match="x: .* on a CUDA device; this version of nbbn has no CUDA kernels.*" + advice):
+    with pytest.raises(
+        RuntimeError, match="x: .* on a CUDA device; this version of nbbn has no CUDA kernels.*" + advice
+    ):
         nbbn.batch_stats(x)
 
 

@@ -162,3 +162,20 @@ def test_a_broken_cache_entry_is_compiled_again(copied_package):
         entry.write_bytes(entry.read_bytes()[:50])
     run = python(CALL, **environment)
     assert run.stdout.split() == ["2.0", "0"], run.stderr
+
+
+def test_threads_that_meet_a_new_kernel_together(copied_package):
+    _, environment = copied_package
+    code = """
+import threading, numpy as np, nbbn
+x = np.arange(12, dtype=np.float32).reshape(4, 3)
+barrier, results = threading.Barrier(4), []
+def work():
+    barrier.wait()
+    results.append(nbbn.batch_stats(x).mean.tolist())
+threads = [threading.Thread(target=work) for _ in range(4)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(results == [[4.5, 5.5, 6.5]] * 4)
+"""
+    run = python(code, **environment)
+    assert run.stdout.split() == ["True"], run.stderr

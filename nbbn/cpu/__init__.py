@@ -128,7 +128,8 @@ def _normalize(x, residual, out, high, scale, shift, floor):
 def _fold(*views: Any) -> int:
     """How many rows to take as one, so that about TILE columns lie side by side; their memory must be one piece."""
     outer, channels, inner = views[0].shape
-    fold = min(columns.TILE // (channels * inner), outer)
+    # a folded row needs its coefficients expanded and its columns merged: worth it for 16 of them or more
+    fold = min(columns.TILE // (channels * inner), outer // 16)
     if fold < 2 or not all(v is None or v.flags.c_contiguous for v in views):
         return 1
     return fold

@@ -77,22 +77,20 @@ class Kernel:
         try:
             return self._compiled(*args)
         except TypeError:  # no kernel for these precisions yet
-            if not self._compile(args):
-                raise
+            self._compile(args)
         return self._compiled(*args)
 
     def _compile(self, args):
-        """Compile for the types of `args`; False if there was nothing to do."""
+        """Compile for the types of `args`, unless another thread just did."""
         signature = tuple(_type(a, reads) for a, reads in zip(args, self._reads, strict=True))
         with _compiling:
             if signature in self._compiled.overloads:
-                return False
+                return
             self._compiled.disable_compile(False)
             try:
                 self._compiled.compile(signature)
             finally:
                 self._compiled._can_compile = False
-        return True
 
 
 class KernelPair:
