@@ -76,7 +76,7 @@ class Kernel:
         """Run on `args`; compile first if this mix of precisions is new."""
         try:
             return self._compiled(*args)
-        except TypeError:  # no kernel for these precisions yet
+        except (TypeError, RuntimeError):  # no kernel for these precisions yet, or another thread is compiling one
             self._compile(args)
         return self._compiled(*args)
 
