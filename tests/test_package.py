@@ -179,3 +179,22 @@ print(results == [[4.5, 5.5, 6.5]] * 4)
 """
     run = python(code, **environment)
     assert run.stdout.split() == ["True"], run.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_idle_openmp_threads_sleep_soon_unless_the_user_says_otherwise(settings, expected):
+    code = """
+import os, numpy as np, nbbn, numba
+before = dict(os.environ)
+nbbn.batch_stats(np.zeros((100_000, 2), np.float32))
+assert dict(os.environ) == before
+print(numba.threading_layer())
+"""
+    run = python(code, OMP_DISPLAY_ENV="verbose", **settings)
+    assert run.returncode == 0, run.stderr
+    if run.stdout.split() != ["omp"] or "GOMP_SPINCOUNT" not in run.stderr:
+        pytest.skip("the threading layer is not GNU OpenMP")
+    assert f"GOMP_SPINCOUNT = '{expected}'" in run.stderr
