@@ -66,8 +66,8 @@ def _advice(name: str, value: Any) -> str:
         return f"; this version takes {name}.cpu().numpy()"
     if module in {"jax", "jaxlib"}:
         return f"; this version takes numpy.asarray({name})"
-    if isinstance(value, list | tuple | int | float):
-        return f"; pass numpy.asarray({name}, dtype=numpy.float32)"
+    if isinstance(value, list | tuple | int | float | np.generic):
+        return f"; pass numpy.asarray({name})"
     return ""
 
 

@@ -33,8 +33,9 @@ class RunningUpdate:
 class Backend(Protocol):
     """What a backend module exports.
 
-    `x`, `out`, `residual`, `where`, `grad_*x` are canonical (outer, channels, inner) views: the last axis has unit
-    stride (`where` may have any strides), no axis is empty. Everything else is a flat per-channel array. All
+    `x`, `out`, `residual`, `where`, `grad_*x` are canonical (outer, channels, inner) views, no axis of which is
+    empty: the last axis has unit stride, or, where inner is 1 and there are several channels, the channel axis has
+    (`where` may have any strides). Everything else is a flat per-channel array. All
     results are preallocated by the caller. A backend checks nothing and decides no policy.
     """
 
@@ -175,7 +176,7 @@ def use_backend(name: str) -> Iterator[None]:
     """
     if name == "cuda":
         raise RuntimeError("backend 'cuda': this version of nbbn has no CUDA kernels; it has " + _known())
-    if name not in _MODULES:
+    if not isinstance(name, str) or name not in _MODULES:
         raise ValueError(f"name: expected one of {_known()} or 'cuda', got {name!r}")
     token = _forced.set(name)
     try:

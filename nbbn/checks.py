@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.exceptions import AxisError
 
-from nbbn.arrays import Array, float_dtype, is_float, numpy_array
+from nbbn.arrays import FLOATS, Array, float_dtype, is_float, numpy_array
 
 #: The default of every `momentum` parameter. An object of its own, so that `momentum=` given beside `decay=`
 #: is noticed even when it is 0.1.
@@ -33,10 +33,7 @@ def channel_axis(x: Array, axis: Any) -> int | None:
         if x.ndim < 1:
             raise ValueError("x: expected at least 1 dimension with axis=None, got 0")
         return None
-    try:
-        number = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"axis: expected an integer or None, got {axis!r}") from None
+    number = integer("axis", axis)
     if x.ndim < 2:
         raise ValueError(
             f"x: expected at least 2 dimensions, a channel axis and a batch axis, got shape {x.shape}; "
@@ -71,8 +68,10 @@ def running(name: str, value: Any, channels: int) -> Array:
     array = per_channel(name, value, channels)
     if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writable array (it is updated in place), got a read-only one")
-    if not (array.flags.c_contiguous and array.flags.aligned):
+    if not array.flags.c_contiguous:
         raise ValueError(f"{name}: expected a contiguous array (it is updated in place), got strides {array.strides}")
+    if not array.flags.aligned:
+        raise ValueError(f"{name}: expected an aligned array (it is updated in place), got a misaligned one")
     return array
 
 
@@ -105,19 +104,16 @@ def output(out: Any, x: Array, **read: Array | None) -> Array | None:
     same_shape("out", array, x)
     if not array.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
-    if (
-        array.size
-        and 0 in array.strides
-        and any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape, strict=True))
-    ):
+    if not _every_element_has_its_own_memory(array):
         raise ValueError(
-            f"out: expected one element of memory per value, got a broadcast array of strides {array.strides}"
+            f"out: expected one element of memory per value, got strides {array.strides} for {array.shape}"
         )
     for name, other in (("x", x), *read.items()):
         if other is None or not np.may_share_memory(array, other):
             continue
         if not (name in IN_PLACE and _is_exactly(array, other)) and _overlaps(array, other):
-            raise ValueError(f"out: expected x itself or memory of its own, got memory that overlaps {name}")
+            allowed = " or ".join(sorted({"x", *(IN_PLACE & read.keys())}))
+            raise ValueError(f"out: expected {allowed} itself or memory of its own, got memory that overlaps {name}")
     return array
 
 
@@ -156,9 +152,9 @@ def mask(where: Any, x: Array) -> Array | None:
 
 def activation(value: Any) -> bool:
     """Whether to apply ReLU."""
-    if value is not None and value != "relu":
+    if value is not None and not (isinstance(value, str) and value == "relu"):
         raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {value!r}")
-    return bool(value == "relu")
+    return value is not None
 
 
 def epsilon(value: Any) -> float:
@@ -178,7 +174,7 @@ def momentum(value: Any, decay: Any) -> float:
 
 
 def delta_degrees_of_freedom(value: Any) -> int:
-    if isinstance(value, bool | np.bool_) or value not in (0, 1):
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value not in (0, 1):
         raise ValueError(f"ddof: expected 0 (population variance) or 1 (sample variance), got {value!r}")
     return int(value)
 
@@ -241,10 +237,13 @@ def _fraction(name: str, value: Any) -> float:
 
 
 def _real(name: str, value: Any) -> float:
-    if isinstance(value, bool | np.bool_ | str | bytes) or (isinstance(value, np.ndarray) and value.ndim):
+    unsuitable = isinstance(value, bool | np.bool_ | str | bytes | complex | np.complexfloating)
+    if unsuitable or (isinstance(value, np.ndarray) and (value.ndim or value.dtype.kind not in "fiu")):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     try:
         return float(value)
+    except OverflowError:
+        return math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
 
@@ -252,8 +251,21 @@ def _real(name: str, value: Any) -> float:
 def _is_exactly(a: Array, b: Array) -> bool:
     if a is b:
         return True
-    same_memory = a.ctypes.data == b.ctypes.data and a.strides == b.strides
-    return same_memory and a.shape == b.shape and a.dtype == b.dtype
+    if a.ctypes.data != b.ctypes.data or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return all(s == t for s, t, n in zip(a.strides, b.strides, a.shape, strict=True) if n > 1)
+
+
+def _every_element_has_its_own_memory(array: Array) -> bool:
+    """Whether each axis steps over all that the axes inside it reach (true of all but stride tricks)."""
+    if array.flags.c_contiguous or not array.size:
+        return True
+    reach = array.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return False
+        reach += stride * (n - 1)
+    return True
 
 
 def _overlaps(a: Array, b: Array) -> bool:
@@ -275,15 +287,33 @@ def optional_momentum(value: Any, decay: Any) -> float | None:
 
 
 def optional_integer(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer or None, got {value!r}") from None
+    return None if value is None else integer(name, value)
+
+
+def integer(name: str, value: Any) -> int:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"{name}: expected an integer or None, got {value!r}")
 
 
 def number_of_channels(x: Array, axis: int | None, channels: int) -> None:
     got = channels_of(x, axis)
     if got != channels:
         raise ValueError(f"x: expected {channels} channels along axis {axis}, got {got} (shape {x.shape})")
+
+
+def parameter_dtype(value: Any) -> np.dtype[Any]:
+    """The precision of parameters: float32 or float64."""
+    try:
+        dtype = None if value is None else np.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype not in FLOATS:  # None would equal float64, NumPy's default
+        raise TypeError(f"dtype: expected float32 or float64, got {value!r}")
+    return np.dtype(dtype)
+
+
+def batches(value: Any) -> None:
+    """Something to iterate over, and not one array: its first axis would be taken for the batches."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "__iter__"):
+        raise TypeError(f"batches: expected an iterable of arrays, got {type(value).__name__}; for one array pass [x]")

@@ -111,7 +111,7 @@ def _threading_layer() -> str:
 def _optional_versions() -> list[str]:
     names = ("torch", "jax", "cupy", "dask", "scikit-learn", "matplotlib", "tbb", "numba-cuda")
     modules = {"scikit-learn": "sklearn", "numba-cuda": "numba_cuda"}
-    present = (name for name in names if util.find_spec(modules.get(name, name)) is not None)
+    present = (name for name in names if _is_installed(modules.get(name, name)))
     found = []
     for name in present:
         try:
@@ -119,3 +119,10 @@ def _optional_versions() -> list[str]:
         except metadata.PackageNotFoundError:
             found.append(f"{name} (version unknown)")
     return found
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return util.find_spec(module) is not None
+    except ValueError:  # imported, but in a way that left no trace of where from
+        return True

@@ -1,11 +1,12 @@
 """The formulas of batch normalization, once, as plain scalar functions.
 
-Every backend calls these: the reference directly, the compiled backends after compiling them.
-They take and return scalars (float64 unless said otherwise), hold no loop and allocate nothing.
+The compiled backends compile them; the reference calls those that are not plain NumPy expressions of whole
+arrays. They take and return scalars (float64 unless said otherwise), hold no loop and allocate nothing.
 
-Sources: Welford (1962) and Chan, Golub & LeVeque (1979), "Updating Formulae and a Pairwise
-Algorithm for Computing Sample Variances", for `merge` and `remove`; Ioffe & Szegedy (2015),
-"Batch Normalization", algorithms 1 and 2, for the rest.
+Sources: Welford (1962) and Chan, Golub & LeVeque (1979), "Updating Formulae and a Pairwise Algorithm for
+Computing Sample Variances", for `merge` and `remove`; the same authors (1983), "Algorithms for Computing the
+Sample Variance: Analysis and Recommendations", for `from_deviations`; Ioffe & Szegedy (2015), "Batch
+Normalization", algorithms 1 and 2, for the rest.
 """
 
 import math
@@ -14,6 +15,8 @@ import math
 #: lose digits to denormals or overflow, and the channel is computed in float64.
 SCALE_LOWEST = 1e-36
 SCALE_HIGHEST = 1e36
+#: Beyond this mean, x - mean may overflow float32 where the result would not.
+MEAN_HIGHEST = 1e30
 
 
 def from_deviations(count, origin, total, squares):
@@ -36,8 +39,9 @@ def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
     count = count_a + count_b
     delta = mean_b - mean_a
     weight_b = count_b / count
-    # an infinite mean must stay infinite: mean_a + delta * weight_b would be inf - inf
-    mean = mean_a + delta * weight_b if abs(delta) < math.inf else mean_a + mean_b
+    # else a mean is infinite and must stay so, or both are finite and huge
+    finite = abs(delta) < math.inf
+    mean = mean_a + delta * weight_b if finite else mean_a * (count_a / count) + mean_b * weight_b
     m2 = m2_a + m2_b + delta * delta * (count_a * weight_b)
     return count, mean, m2
 
@@ -78,13 +82,18 @@ def inverse_std(var, eps):
     return 1.0 / math.sqrt(var + eps)
 
 
-def fits_float32(scale):
-    """Whether float32 arithmetic with this scale keeps its promised accuracy.
+def fits_float32(mean, low, scale):
+    """Whether float32 arithmetic with this mean (low: what its rounding to float32 leaves) and scale is accurate.
 
-    Zero, infinite and NaN scales are as good in float32 as in float64.
+    Zero, infinite and NaN scales are as good in float32 as in float64, an infinite one if it meets no low part.
     """
     size = abs(scale)
-    return not (0.0 < size < SCALE_LOWEST or SCALE_HIGHEST < size < math.inf)
+    return not (
+        0.0 < size < SCALE_LOWEST
+        or SCALE_HIGHEST < size < math.inf
+        or (size == math.inf and low != 0.0)
+        or MEAN_HIGHEST < abs(mean) < math.inf
+    )
 
 
 def gradient_coefficients(count, sum_grad, sum_grad_deviation, inv_std, weight):

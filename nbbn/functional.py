@@ -8,7 +8,6 @@ from nbbn import backends, checks, placement
 from nbbn.arrays import Array
 from nbbn.backends import RunningUpdate
 from nbbn.checks import Activation, NonFinite
-from nbbn.layout import canonical
 from nbbn.moments import Moments
 from nbbn.statistics import BoolArray, refuse_nonfinite, warn_skipped
 
@@ -84,8 +83,9 @@ def normalize(
     eps = checks.epsilon(eps)
     residual = checks.residual_like(residual, x)
     relu = checks.activation(activation)
-    out = checks.output(out, x, residual=residual, mean=mean, var=var, weight=weight, bias=bias)
-    return placement.normalize(x, channel, mean, var, weight, bias, eps, residual, relu, out)
+    target = checks.output(out, x, residual=residual, mean=mean, var=var, weight=weight, bias=bias)
+    y = placement.normalize(x, channel, mean, var, weight, bias, eps, residual, relu, target)
+    return y if out is None else out
 
 
 @overload
@@ -211,7 +211,7 @@ def batch_norm(
     Warns
     -----
     NonFiniteWarning
-        With ``nonfinite="skip"``; says how many channels were skipped.
+        With ``nonfinite="skip"``, after everything is written; says how many channels were skipped.
 
     Notes
     -----
@@ -234,6 +234,40 @@ def batch_norm(
     >>> nbbn.batch_norm(x[:1], mean, var)  # evaluation: a batch of one is fine
     array([[0.7627666]], dtype=float32)
     """
+    return_stats = checks.flag("return_stats", return_stats)
+    y, stats, skipped = forward(
+        x, running_mean, running_var, weight, bias, training, momentum, eps, axis=axis, decay=decay, ddof=ddof,
+        where=where, residual=residual, activation=activation, nonfinite=nonfinite, need_stats=return_stats, out=out,
+    )  # fmt: skip
+    if stats is not None:
+        warn_skipped(skipped, stats)
+    return (y, stats) if return_stats and stats is not None else y
+
+
+def forward(
+    x: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *,
+    axis: int | None,
+    nonfinite: NonFinite,
+    decay: float | None = None,
+    ddof: int = 1,
+    where: BoolArray | None = None,
+    residual: Array | None = None,
+    activation: Activation = None,
+    need_stats: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, Moments | None, int]:
+    """What `batch_norm` does, without the warning: result, statistics, number of channels skipped.
+
+    Statistics are None in evaluation unless asked for. `BatchNorm` brings its own state up to date before it warns.
+    """
     x = checks.data("x", x)
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
@@ -247,7 +281,7 @@ def batch_norm(
     residual = checks.residual_like(residual, x)
     relu = checks.activation(activation)
     policy = checks.nonfinite(nonfinite)
-    return_stats = checks.flag("return_stats", return_stats)
+    given = out
 
     if not training:
         if running_mean is None or running_var is None:
@@ -258,9 +292,9 @@ def batch_norm(
         mean = checks.per_channel("running_mean", running_mean, channels)
         var = checks.per_channel("running_var", running_var, channels)
         out = checks.output(out, x, residual=residual, weight=weight, bias=bias, running_mean=mean, running_var=var)
-        stats = placement.moments(x, channel, mask) if return_stats else None  # before `out`, which may be x
+        batch = placement.moments(x, channel, mask) if need_stats else None  # before `out`, which may be x
         y = placement.normalize(x, channel, mean, var, weight, bias, eps, residual, relu, out)
-        return y if stats is None else (y, stats)
+        return y if given is None else given, batch, 0
 
     running = checks.running_pair(running_mean, running_var, channels)
     out = checks.output(out, x, residual=residual, weight=weight, bias=bias, where=mask)
@@ -270,8 +304,7 @@ def batch_norm(
             checks.disjoint(name, written, x=x, weight=weight, bias=bias, residual=residual, where=mask, out=out)
         update = RunningUpdate(*running, rate, ddof, policy == "skip")
     if x.size == 0:
-        y = np.empty_like(x) if out is None else out
-        return (y, Moments.zeros(channels)) if return_stats else y
+        return np.empty_like(x) if given is None else given, Moments.zeros(channels), 0
     checks.more_than_one_value(x, channels)
 
     if mask is None and policy != "raise":
@@ -281,11 +314,10 @@ def batch_norm(
         if mask is not None:
             checks.selected_values(stats.count)
         if policy == "raise":
-            refuse_nonfinite(stats, update)
+            refuse_nonfinite("x", stats, update)
         y = placement.normalize(x, channel, stats.mean, stats.var(), weight, bias, eps, residual, relu, out)
         skipped = 0 if update is None else backends.current().ema(stats.count, stats.mean, stats.m2, update)
-    warn_skipped(skipped, stats)
-    return (y, stats) if return_stats else y
+    return y if given is None else given, stats, skipped
 
 
 def batch_norm_backward(
@@ -368,18 +400,8 @@ def batch_norm_backward(
     weight = checks.optional_per_channel("weight", weight, channels)
     eps = checks.epsilon(eps)
     training = checks.flag("training", training)
-    out = checks.output(out, x, grad_out=grad_out, mean=mean, var=var, weight=weight)
-
+    target = checks.output(out, x, grad_out=grad_out, mean=mean, var=var, weight=weight)
+    grad_x, grad_weight, grad_bias = placement.backward(grad_out, x, channel, mean, var, weight, eps, training, target)
     dtype = x.dtype if weight is None else weight.dtype
-    order = canonical(x, channel)
-    grad_x = order.empty(x.shape, x.dtype) if out is None else out
-    grad_weight, grad_bias = np.zeros(channels), np.zeros(channels)
-    if x.size:
-        target = placement.Target(order, grad_x)
-        backends.current().backward(
-            order.view_or_copy(grad_out), order.view_or_copy(x), mean, var, weight, eps, training,
-            target.view, grad_weight, grad_bias,
-        )  # fmt: skip
-        target.finish()
     with np.errstate(over="ignore"):
-        return grad_x, grad_weight.astype(dtype), grad_bias.astype(dtype)
+        return grad_x if out is None else out, grad_weight.astype(dtype), grad_bias.astype(dtype)

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nbbn import checks, state
-from nbbn.arrays import FLOATS, Array, numpy_array
+from nbbn.arrays import Array, numpy_array
 from nbbn.checks import NonFinite
-from nbbn.functional import batch_norm, batch_norm_backward
+from nbbn.functional import batch_norm, batch_norm_backward, forward
 from nbbn.moments import Moments
-from nbbn.statistics import batch_stats
+from nbbn.statistics import batch_stats, warn_skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class BatchNorm:
     like : array, optional
         Parameters are of this array's kind and on its device (this version: NumPy).
     nonfinite : {"propagate", "skip", "raise"}
-        What NaN or infinite batch statistics do to the running ones: see `ema_update`.
+        What NaN or infinite batch statistics do to the running ones: see `ema_update`. An average over all batches
+        (``momentum=None``) cannot skip: a skipped one would count as if it had the old values.
 
     Attributes
     ----------
@@ -129,11 +130,11 @@ class BatchNorm:
         self.nonfinite: NonFinite = checks.nonfinite(nonfinite)
         if axis is None and num_features != 1:
             raise ValueError(f"num_features: expected 1 with axis=None (one channel), got {num_features}")
+        if self.momentum is None and nonfinite == "skip":
+            raise ValueError("nonfinite: expected 'propagate' or 'raise' beside momentum=None, got 'skip'")
         if like is not None:
             numpy_array("like", like)
-        dtype = np.dtype(dtype)
-        if dtype not in FLOATS:
-            raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
+        dtype = checks.parameter_dtype(dtype)
 
         self.weight = np.ones(num_features, dtype) if affine else None
         self.bias = np.zeros(num_features, dtype) if affine else None
@@ -275,7 +276,7 @@ class BatchNorm:
 
     def _normalize_with_batch(self, x: Array, moves: bool) -> Array:
         tracked = self.num_batches_tracked + 1
-        y, stats = batch_norm(
+        y, stats, skipped = forward(
             x,
             self.running_mean,
             self.running_var,
@@ -286,11 +287,12 @@ class BatchNorm:
             eps=self.eps,
             axis=self.axis,
             nonfinite=self.nonfinite,
-            return_stats=True,
         )
+        assert stats is not None  # training has statistics
         self._forward = _Forward(x, stats.mean, stats.var(), True, self._frozen)
         if moves and x.size and self.track_running_stats:
             self.num_batches_tracked = tracked
+        warn_skipped(skipped, stats, stacklevel=4)
         return y
 
     def _evaluate(self, x: Array) -> Array:
@@ -350,7 +352,7 @@ class BatchNorm:
         """Replace the running statistics by the exact population statistics of an iterable of batches.
 
         One merged population, not an average of averages: batches may differ in size. `running_var` becomes the
-        population variance (ddof=0) and `num_batches_tracked` the number of batches.
+        population variance (ddof=0) and `num_batches_tracked` the number of batches (empty ones left out).
 
         Parameters
         ----------
@@ -364,6 +366,8 @@ class BatchNorm:
 
         Raises
         ------
+        TypeError
+            If `batches` is not an iterable of arrays; a single array is not: pass ``[x]``.
         ValueError
             If there is no value at all, a batch has another number of channels, or the layer keeps no running
             statistics.
@@ -387,6 +391,8 @@ class BatchNorm:
             raise ValueError("recalibrate: expected a layer with running statistics, got track_running_stats=False")
         if self._frozen:
             raise RuntimeError("recalibrate: expected a layer that is not frozen; call unfreeze() first")
+        checks.running_pair(self.running_mean, self.running_var, self.num_features)
+        checks.batches(batches)
         total = Moments.zeros(self.num_features)
         number = 0
         for batch in batches:
@@ -396,7 +402,7 @@ class BatchNorm:
                     f"batches: expected {self.num_features} channels, got {stats.count.size} in batch {number}"
                 )
             total += stats
-            number += 1
+            number += 1 if stats.count.any() else 0  # an empty batch does not count in training either
         if not total.count.any():
             raise ValueError(f"batches: expected at least one value per channel, got none in {number} batches")
         dtype = self.running_mean.dtype
@@ -466,10 +472,11 @@ class BatchNorm:
         mine = self._arrays()
         if found.keys() != mine.keys():
             raise ValueError(f"state_dict: expected {sorted(mine)} for this layer, got {sorted(found)}")
-        for name, value in found.items():
-            state.per_channel(name, value, self.num_features)
-        for name, value in found.items():
-            mine[name][:] = value
+        for name, array in mine.items():
+            checks.running(name, array, self.num_features)
+        values = {name: state.per_channel(name, found[name], array) for name, array in mine.items()}
+        for name, array in mine.items():
+            array[:] = values[name]
         self.num_batches_tracked = count
         self._forward = None
         return self
@@ -518,6 +525,10 @@ class BatchNorm:
     def _arrays(self) -> dict[str, Array]:
         candidates = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
         return {name: array for name, array in candidates.items() if array is not None}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: all but the input of the last forward call."""
+        return self.__dict__ | {"_forward": None}
 
     def __repr__(self) -> str:
         mode = "frozen" if self._frozen else "training" if self._training else "evaluation"

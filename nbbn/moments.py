@@ -38,7 +38,7 @@ class Moments:
         mean  = mean_a + (mean_b - mean_a) * count_b / count
         m2    = m2_a + m2_b + (mean_b - mean_a)**2 * count_a * count_b / count
 
-    Fields are read-only copies. ``==`` compares channel by channel, as arrays do; there is no hash.
+    Fields are read-only. ``==`` compares channel by channel, as arrays do; there is no hash.
 
     Examples
     --------
@@ -65,10 +65,14 @@ class Moments:
             if given.dtype.kind not in kinds:
                 expected = "integers" if kinds == "iu" else "floats"
                 raise TypeError(f"{name}: expected an array of {expected}, got dtype {given.dtype}")
-            if given.ndim != 1 or given.shape != np.shape(self.count):
-                raise ValueError(f"{name}: expected shape {np.shape(self.count)}, as count, got {given.shape}")
+            if given.ndim != 1:
+                raise ValueError(f"{name}: expected 1 dimension, one value per channel, got shape {given.shape}")
+            if given.shape != self.count.shape:
+                raise ValueError(f"{name}: expected {self.count.size} values, as in count, got {given.size}")
             if name != "mean" and (given < 0).any():
                 raise ValueError(f"{name}: expected values >= 0, got {given.min()}")
+            if name == "count" and (given > np.iinfo(np.int64).max).any():
+                raise ValueError(f"count: expected values that int64 can hold, got {given.max()}")
             object.__setattr__(self, name, _read_only(np.array(given, dtype)))
 
     @classmethod

@@ -3,6 +3,8 @@
 The public functions check and decide; what follows here is the same for all of them.
 """
 
+import numpy as np
+
 from nbbn import backends, checks
 from nbbn.arrays import Array
 from nbbn.backends import RunningUpdate
@@ -82,3 +84,28 @@ def train(
     )
     target.finish()
     return y, wrap(*result), skipped
+
+
+def backward(
+    grad_out: Array,
+    x: Array,
+    channel: int | None,
+    mean: Array,
+    var: Array,
+    weight: Array | None,
+    eps: float,
+    training: bool,
+    out: Array | None,
+) -> tuple[Array, Array, Array]:
+    """The three gradients, those of the parameters in float64."""
+    channels = checks.channels_of(x, channel)
+    order = canonical(x, channel)
+    grad_x = order.empty(x.shape, x.dtype) if out is None else out
+    grad_weight, grad_bias = np.zeros(channels), np.zeros(channels)
+    if x.size:
+        target = Target(order, grad_x)
+        views = order.view_or_copy(grad_out), order.view_or_copy(x)
+        results = target.view, grad_weight, grad_bias
+        backends.current().backward(*views, mean, var, weight, eps, training, *results)
+        target.finish()
+    return grad_x, grad_weight, grad_bias

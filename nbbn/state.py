@@ -28,6 +28,8 @@ def read(state: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
     ValueError
         If an entry has no name we know, or one quantity comes under two names.
     """
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a string, got {prefix!r}")
     if not isinstance(state, Mapping):
         raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state).__name__}")
     found: dict[str, Array] = {}
@@ -48,13 +50,19 @@ def read(state: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
     return found
 
 
-def per_channel(name: str, value: Array, channels: int) -> Array:
-    """A loaded per-channel array, checked; any real dtype, since it is copied into the layer's own."""
-    if value.ndim != 1 or value.shape != (channels,):
+def per_channel(name: str, value: Array, array: Array) -> Array:
+    """What will be stored in the layer's `array`: a value of any real dtype that it can hold."""
+    if value.shape != array.shape:
         raise ValueError(
-            f"state_dict[{name!r}]: expected {channels} values (shape ({channels},)), got shape {value.shape}"
+            f"state_dict[{name!r}]: expected {array.size} values (shape {array.shape}), got shape {value.shape}"
         )
-    return value
+    with np.errstate(over="ignore"):
+        stored = value.astype(array.dtype)
+    if (np.isinf(stored) & ~np.isinf(value)).any():
+        raise ValueError(
+            f"state_dict[{name!r}]: expected values that {array.dtype} can hold, got {np.abs(value).max()}"
+        )
+    return stored
 
 
 def batch_count(value: Array) -> int:
@@ -72,6 +80,8 @@ def layer_dtype(found: Mapping[str, Array]) -> np.dtype[Any]:
 
 def _as_array(key: str, value: Any) -> Array:
     checks.not_requiring_grad(f"state_dict[{key!r}]", value)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"state_dict[{key!r}]: expected a plain array, got a masked one")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -107,7 +107,7 @@ def ema_update(
     Warns
     -----
     NonFiniteWarning
-        With ``nonfinite="skip"``; says how many channels were skipped.
+        With ``nonfinite="skip"``, after everything is written; says how many channels were skipped.
 
     Notes
     -----
@@ -134,14 +134,14 @@ def ema_update(
     checks.enough_values(stats.count, ddof)
     update = RunningUpdate(*running, rate, ddof, policy == "skip")
     if policy == "raise":
-        refuse_nonfinite(stats, update)
+        refuse_nonfinite("stats", stats, update)
     warn_skipped(backends.current().ema(stats.count, stats.mean, stats.m2, update), stats)
 
 
 # --- the policy for batches that are not finite ---
 
 
-def refuse_nonfinite(stats: Moments, update: RunningUpdate | None) -> None:
+def refuse_nonfinite(name: str, stats: Moments, update: RunningUpdate | None) -> None:
     """`nonfinite="raise"`: look at the statistics, in the precision they would be stored in, before writing."""
     mean, var = stats.mean, stats.var(0)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -151,17 +151,17 @@ def refuse_nonfinite(stats: Moments, update: RunningUpdate | None) -> None:
     if bad.size:
         c = int(bad[0])
         raise FloatingPointError(
-            f"x: expected finite batch statistics (nonfinite='raise'), got mean {mean[c]} and variance {var[c]} in "
-            f"channel {c} ({bad.size} of {stats.count.size} channels are not finite); nothing was changed"
+            f"{name}: expected finite batch statistics (nonfinite='raise'), got mean {mean[c]} and variance {var[c]} "
+            f"in channel {c} ({bad.size} of {stats.count.size} channels are not finite); nothing was changed"
         )
 
 
-def warn_skipped(skipped: int, stats: Moments) -> None:
+def warn_skipped(skipped: int, stats: Moments, stacklevel: int = 3) -> None:
     """`nonfinite="skip"`: say how many channels were kept."""
     if skipped:
         warnings.warn(
             f"{skipped} of {stats.count.size} channels had NaN or infinite batch statistics; "
             "their running statistics were kept",
             NonFiniteWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )

@@ -77,7 +77,7 @@ CASES = [
     ({"x": X.astype(str)}, TypeError, "x: expected float32 or float64"),
     ({"x": np.zeros((4, 3), [("a", np.float32)])}, TypeError, "x: expected float32 or float64"),
     ({"x": X.astype("datetime64[s]")}, TypeError, "x: expected float32 or float64"),
-    ({"x": X.tolist()}, TypeError, r"x: expected a NumPy array, got list; pass numpy.asarray\(x, dtype=numpy.float32\)"),
+    ({"x": X.tolist()}, TypeError, r"x: expected a NumPy array, got list; pass numpy.asarray\(x\)"),
     ({"x": X.astype(np.int32)}, TypeError, r"x: this version computes with float32 and float64, got int32; pass x.astype"),
     ({"x": X.astype(np.uint8)}, TypeError, "got uint8"),
     ({"x": X > 0}, TypeError, "got bool"),
@@ -114,6 +114,14 @@ CASES = [
     ({"out": X.tolist()}, TypeError, "out: expected a NumPy array"),
     ({"x": SHARED[:6], "out": SHARED[1:]}, ValueError, "out: expected x itself or memory of its own, got .* overlaps x"),
     ({"x": SHARED[:6], "out": SHARED[5::-1]}, ValueError, "overlaps x"),
+    ({"out": np.lib.stride_tricks.as_strided(np.zeros(99, np.float32), (6, 3, 4), (8, 4, 4))}, ValueError, "one element of memory"),
+    ({"axis": True}, TypeError, "axis: expected an integer or None, got True"),
+    ({"eps": 10**400}, ValueError, "eps"),
+    ({"eps": np.complex128(1 + 2j)}, TypeError, "eps: expected a number"),
+    ({"momentum": 0.1 + 0j}, TypeError, "momentum: expected a number"),
+    ({"ddof": np.array([0, 1])}, ValueError, "ddof"),
+    ({"ddof": np.array([1])}, ValueError, "ddof"),
+    ({"activation": np.array(["relu"])}, ValueError, "activation"),
     ({"residual": SHARED[:6], "out": SHARED[:6]}, ValueError, "overlaps residual"),
     ({"out": SHARED[:6], "weight": SHARED[0, 0, :3]}, ValueError, "overlaps weight"),
     ({"out": SHARED[:6], "running_mean": SHARED[0, 0, :3]}, ValueError, "overlaps out"),
@@ -233,6 +241,8 @@ def test_ema_update():
 def test_backends_and_threads():
     assert nbbn.available_backends() == ("numpy", "cpu")
     with pytest.raises(ValueError, match="'numpy', 'cpu' or 'cuda', got 'gpu'"), nbbn.use_backend("gpu"):
+        pass
+    with pytest.raises(ValueError, match="name: expected one of"), nbbn.use_backend([]):
         pass
     with pytest.raises(RuntimeError, match="no CUDA kernels"), nbbn.use_backend("cuda"):
         pass

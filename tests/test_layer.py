@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -196,6 +199,37 @@ def test_a_recalibration_that_fails_half_way_changes_nothing(batches, error):
     assert snapshot(bn) == before
 
 
+def test_recalibrate_wants_batches_and_counts_those_with_values():
+    x = data()
+    for bad in (x, None, 3):
+        with pytest.raises(TypeError, match=r"batches: expected an iterable of arrays, got .*pass \[x\]"):
+            BatchNorm(3).recalibrate(bad)
+    assert BatchNorm(3).recalibrate([x, x[:0], x]).num_batches_tracked == 2
+
+
+@pytest.mark.parametrize(
+    "call", [lambda bn: bn.recalibrate([data()]), lambda bn: bn.load_state_dict(BatchNorm(3).state_dict())]
+)
+def test_read_only_statistics_are_found_before_anything_is_written(call):
+    bn = BatchNorm(3)
+    bn(data())
+    bn.running_var.flags.writeable = False
+    before = snapshot(bn)
+    with pytest.raises(ValueError, match="running_var: expected a writable array"):
+        call(bn)
+    assert snapshot(bn) == before
+
+
+def test_copies_leave_the_last_input_behind():
+    bn = BatchNorm(3)
+    bn(data(n=10_000))
+    assert len(pickle.dumps(bn)) < 2000
+    for copied in (copy.deepcopy(bn), pickle.loads(pickle.dumps(bn))):
+        assert snapshot(copied) == snapshot(bn)
+        copied(data(seed=3))
+    assert bn.backward(data(n=10_000)) is not None
+
+
 def test_recalibrate_and_nan():
     poisoned = np.full((4, 3), np.nan, np.float32)
     with pytest.raises(FloatingPointError):
@@ -256,6 +290,8 @@ GOOD = {k: np.ones(3) for k in ("weight", "bias", "running_mean", "running_var")
         (GOOD | {"bias": np.ones((1, 3))}, ValueError, "shape"),
         (GOOD | {"bias": np.ones(3, complex)}, TypeError, "real numbers"),
         (GOOD | {"bias": "abc"}, TypeError, "real numbers"),
+        (GOOD | {"bias": np.full(3, 1e300)}, ValueError, "values that float32 can hold"),
+        (GOOD | {"bias": np.ma.ones(3)}, TypeError, "masked"),
         (GOOD | {"bias": [[1], [1, 2]]}, TypeError, "expected an array"),
         (GOOD | {"num_batches_tracked": np.array(-1)}, ValueError, "one integer >= 0"),
         (GOOD | {"num_batches_tracked": np.array(0.5)}, ValueError, "one integer >= 0"),
@@ -269,7 +305,7 @@ def test_bad_state_dicts_change_nothing(state, error, message):
     assert snapshot(bn) == before
     if isinstance(state, dict) and state and all(isinstance(k, str) for k in state):
         with pytest.raises((TypeError, ValueError)):
-            BatchNorm.from_state_dict(state, affine=True)
+            BatchNorm.from_state_dict(state, affine=True, dtype=np.float32)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +325,9 @@ def test_bad_state_dicts_change_nothing(state, error, message):
         ({"dtype": np.float16}, TypeError, "dtype: expected float32 or float64"),
         ({"like": [1.0]}, TypeError, "like: expected a NumPy array, got list"),
         ({"nonfinite": "ignore"}, ValueError, "nonfinite"),
+        ({"nonfinite": "skip", "momentum": None}, ValueError, "nonfinite: .* beside momentum=None, got 'skip'"),
+        ({"dtype": None}, TypeError, "dtype"),
+        ({"dtype": "foo"}, TypeError, "dtype"),
     ],
 )
 def test_constructor_errors(options, error, message):
@@ -308,7 +347,7 @@ def test_decay_and_axis():
 
 
 def test_repr_says_mode_and_settings():
-    bn = BatchNorm(3, momentum=None, affine=False, nonfinite="skip")
+    bn = BatchNorm(3, momentum=None, affine=False, nonfinite="raise")
     assert "mode=training" in repr(bn)
     assert "mode=evaluation" in repr(bn.eval())
     assert "mode=frozen" in repr(bn.freeze())
@@ -318,7 +357,7 @@ def test_repr_says_mode_and_settings():
         "momentum=None",
         "axis=1",
         "affine=False",
-        "'skip'",
+        "'raise'",
         "num_batches_tracked=0",
     ):
         assert part in repr(bn)

@@ -98,6 +98,8 @@ def test_fields_are_checked():
         ((-i, f, f), ValueError),
         ((i, f, -f), ValueError),
         ((i[:, None], f[:, None], f[:, None]), ValueError),
+        ((np.array(2), np.array(1.0), np.array(1.0)), ValueError),
+        ((np.array([2**63 + 5], np.uint64), f, f), ValueError),
     ]:
         with pytest.raises(error):
             M(*fields)

@@ -156,3 +156,69 @@ def test_threads_do_not_change_a_bit(threads):
             masked = nbbn.batch_stats(x, where=x > 0)
             results.append([a.tobytes() for a in (m.mean, m.m2, *running, y, *gradients, masked.mean, masked.m2)])
         assert results[0] == results[-1]
+
+
+def test_threads_do_not_change_a_bit_where_kernels_must_choose(threads):
+    """One channel that needs float64 arithmetic; an output that the columns family cannot write."""
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(2, 3, 40_000)).astype(np.float32)
+    wide[:, 0] *= 1e37
+    narrow = rng.normal(3, 1, (4000, 2, 32)).astype(np.float32)
+    for x, out in ((wide, None), (narrow, np.empty((4000, 4, 32), np.float32)[:, ::2])):
+        results = []
+        for n in (1, threads):
+            nbbn.set_num_threads(n)
+            y, m = nbbn.batch_norm(x, training=True, return_stats=True, out=out)
+            results.append((y.tobytes(), m.mean.tobytes(), m.m2.tobytes()))
+            assert (m == nbbn.batch_stats(x)).all()
+        assert results[0] == results[-1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inner", [1, 300])
+def test_extreme_parameters_are_ieee(backend, dtype, inner):
+    def one(x, mean, var, weight=1.0, eps=0.0):
+        x = np.repeat(np.array(x, dtype)[:, None, None], inner, 2)
+        y = nbbn.normalize(x, np.array([mean]), np.array([var]), np.array([weight]), eps=eps)
+        assert (y == y[:, :, :1]).all() or np.isnan(y).any()
+        return y[:, 0, 0].tolist()
+
+    assert one([-2.0, 2.0], np.inf, 1.0) == [-np.inf, -np.inf]
+    assert one([-2.0, 0.0, 2.0], 0.1, 0.0) == [-np.inf, -np.inf, np.inf]
+    assert one([-2.0, 2.0], 0.1, 1.0, weight=np.inf) == [-np.inf, np.inf]
+    assert one([-3e38], 3e38, 1e60) == pytest.approx([-6e8], rel=1e-6)
+    assert np.isnan(one([1.0], np.nan, 1.0)).all()
+    assert np.isnan(one([1.0], 0.0, -1.0)).all()
+
+
+@pytest.mark.parametrize("inner", [1, 300])
+def test_backward_of_extreme_gradients(backend, inner):
+    rng = np.random.default_rng(0)
+    x0, g0 = rng.standard_normal((2, 40, 1, inner)).astype(np.float32)
+    expected = nbbn.batch_norm_backward(g0, x0, np.zeros(1), np.ones(1), eps=0.0)
+    for x_scale, g_scale in ((1e10, 1e28), (1e-15, 1e-28), (1.0, 1e-40), (1e-10, 1e10)):
+        x, g = (x0 * np.float64(x_scale)).astype(np.float32), (g0 * np.float64(g_scale)).astype(np.float32)
+        var = np.array([x_scale**2])
+        grad_x, grad_weight, _ = nbbn.batch_norm_backward(g, x, np.zeros(1), var, eps=0.0)
+        tolerance = 1e-5 if g_scale > 1e-38 else 1e-3  # denormal gradients have few digits to begin with
+        np.testing.assert_allclose(grad_weight / g_scale, expected[1], rtol=tolerance)
+        np.testing.assert_allclose(
+            grad_x.astype(float) * (x_scale / g_scale), expected[0], rtol=tolerance, atol=tolerance
+        )
+    for mean, var in (([1e300], [1.0]), ([0.0], [1e-320])):
+        nbbn.batch_norm_backward(g0, x0, np.array(mean), np.array(var), eps=0.0)  # no warning: they are errors here
+    g0[0, 0, 0] = np.inf
+    for training in (True, False):
+        with np.errstate(all="ignore"):
+            weight_gradient = nbbn.batch_norm_backward(g0, x0, np.array([0.1]), np.ones(1), training=training)[1]
+        assert np.isinf(weight_gradient).all()
+
+
+def test_out_is_returned_whatever_its_class(tmp_path):
+    x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    mapped = np.memmap(tmp_path / "y", np.float32, "w+", shape=x.shape)
+    assert nbbn.batch_norm(x, training=True, out=mapped) is mapped
+    assert nbbn.normalize(x, np.zeros(3), np.ones(3), out=mapped) is mapped
+    assert nbbn.batch_norm_backward(x, x, np.zeros(3), np.ones(3), out=mapped)[0] is mapped
+    column = x[:, :1].copy()
+    assert nbbn.normalize(column, np.zeros(1), np.ones(1), out=column[:, ::-1]) is not None

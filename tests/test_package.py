@@ -149,17 +149,33 @@ def test_without_a_writable_place_kernels_compile_every_time(copied_package):
     blocked = package / "blocked"
     blocked.write_text("")
     environment |= {"NUMBA_CACHE_DIR": str(blocked), "XDG_CACHE_HOME": str(blocked), "PYTHONDONTWRITEBYTECODE": "1"}
-    run = python(CALL, **environment)
-    assert run.stdout.split() == ["2.0", "0"], run.stderr
+    for _ in range(2):
+        run = python(CALL, **environment)
+        assert run.stdout.split() == ["2.0", "0"], run.stderr
 
 
-def test_a_broken_cache_entry_is_compiled_again(copied_package):
+def test_kernels_in_a_place_that_cannot_be_written_are_used(copied_package, tmp_path):
+    """As in an image: compiled when it was built, run by someone who may only read."""
+    package, environment = copied_package
+    del environment["NUMBA_CACHE_DIR"]
+    python(CALL, **environment)
+    assert list((package / "__pycache__").rglob("*.nbc"))
+    user_cache = tmp_path / "user"
+    for path in [package / "__pycache__", *(package / "__pycache__").rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    run = python(CALL, **environment, XDG_CACHE_HOME=str(user_cache), PYTHONDONTWRITEBYTECODE="1")
+    assert run.stdout.split() == ["2.0", "1"], run.stderr
+    assert not user_cache.exists()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:50], lambda b: b"", lambda b: b[:900] + bytes([b[900] ^ 1]) + b[901:]])
+def test_a_damaged_cache_entry_is_compiled_again(copied_package, damage):
     _, environment = copied_package
     python(CALL, **environment)
     entries = list(Path(environment["NUMBA_CACHE_DIR"]).rglob("*.nbc"))
     assert entries
     for entry in entries:
-        entry.write_bytes(entry.read_bytes()[:50])
+        entry.write_bytes(damage(entry.read_bytes()))
     run = python(CALL, **environment)
     assert run.stdout.split() == ["2.0", "0"], run.stderr
 
@@ -198,3 +214,45 @@ print(numba.threading_layer())
     if run.stdout.split() != ["omp"] or "GOMP_SPINCOUNT" not in run.stderr:
         pytest.skip("the threading layer is not GNU OpenMP")
     assert f"GOMP_SPINCOUNT = '{expected}'" in run.stderr
+
+
+THREADS = """
+import threading, numpy as np, nbbn
+x = np.arange(600_000, dtype=np.float32).reshape(-1, 2) % 7
+expected, ok = nbbn.batch_stats(x), []
+def work():
+    for _ in range(20):
+        ok.append(bool((nbbn.batch_stats(x) == expected).all()))
+threads = [threading.Thread(target=work) for _ in range(4)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(len(ok), all(ok))
+"""
+
+FORK = """
+import multiprocessing, sys, numpy as np, nbbn
+def mean(n):
+    return nbbn.batch_stats(np.full((n, 2), 3.0, np.float32)).mean.tolist()
+if __name__ == "__main__":
+    mean(200_000)
+    print(nbbn.get_num_threads() > 0)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        print(pool.map_async(mean, [200_000] * 4).get(60) == [[3.0, 3.0]] * 4)
+"""
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_python_threads_and_forked_workers(layer, tmp_path):
+    """Numba's workqueue aborts the process in the first case, GNU OpenMP kills the children in the second."""
+    run = python(THREADS, NUMBA_THREADING_LAYER=layer)
+    if "No threading layer could be loaded" in run.stderr:
+        pytest.skip(f"this machine has no {layer}")
+    assert run.stdout.split() == ["80", "True"], run.stderr
+    script = tmp_path / "fork.py"
+    script.write_text(FORK)
+    run = python(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')", NUMBA_THREADING_LAYER=layer)
+    assert run.stdout.split() == ["True", "True"], run.stderr
+
+
+def test_asking_for_the_number_of_threads_starts_none():
+    code = "import nbbn, numba; nbbn.get_num_threads(); print(nbbn.cpu.threads._layer)"
+    assert python(code).stdout.split() == ["None"]

@@ -208,3 +208,30 @@ def test_evaluation_can_return_the_batch_s_own_statistics(backend):
     z, stats_in_place = nbbn.batch_norm(x, mean, var, return_stats=True, out=x)
     assert z is x
     assert (stats_in_place == stats).all()
+
+
+def test_a_warning_that_is_an_error_comes_after_everything_is_consistent():
+    x = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32)
+    x[0, 0] = np.nan
+    bn = nbbn.BatchNorm(2, nonfinite="skip")
+    with pytest.raises(nbbn.NonFiniteWarning, match="1 of 2 channels"):
+        bn(x)
+    assert bn.num_batches_tracked == 1
+    assert bn.running_mean[0] == 0
+    assert bn.running_mean[1] != 0
+    assert bn.backward(np.ones_like(x)).shape == x.shape
+
+
+def test_the_error_names_the_argument(backend):
+    for call, name in [
+        (lambda x: nbbn.ema_update(np.zeros(1), np.ones(1), nbbn.batch_stats(x), nonfinite="raise"), "stats"),
+        (lambda x: nbbn.batch_norm(x, np.zeros(1), np.ones(1), training=True, nonfinite="raise"), "x"),
+    ]:
+        with pytest.raises(FloatingPointError, match=f"^{name}: expected finite batch statistics"):
+            call(np.array([[1.0], [np.nan]]))
+
+
+def test_means_near_the_top_of_float64_merge(backend):
+    a = nbbn.Moments(np.array([3]), np.array([1.5e308]), np.array([0.0]))
+    b = nbbn.Moments(np.array([1]), np.array([-1.5e308]), np.array([0.0]))
+    assert (a + b).mean == pytest.approx([0.75e308])

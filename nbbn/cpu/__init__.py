@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from nbbn import formulas
 from nbbn.cpu import channels, columns, columns_backward, masked, rows, rows_backward, threads
 
 name = "cpu"
@@ -27,25 +28,22 @@ def moments(x, where, count, mean, m2):
 
 
 def affine(x, mean, var, weight, bias, eps, residual, relu, out):
-    mean, var = _float64(mean), _float64(var)
-    weight, bias = _float64_or_nothing(weight), _float64_or_nothing(bias)
-    high, scale, shift = _per_channel(3, x.shape[1], _arithmetic(x, residual, out))
-    if not channels.coefficients(mean, var, weight, bias, eps, high, scale, shift):
-        high, scale, shift = _per_channel(3, x.shape[1], np.float64)
-        channels.coefficients(mean, var, weight, bias, eps, high, scale, shift)
+    scale, shift = _per_channel(2, x.shape[1], np.float64)
+    channels.coefficients(_float64(var), _float64_or_nothing(weight), _float64_or_nothing(bias), eps, scale, shift)
     with threads.limit():
-        _normalize(x, residual, out, high, scale, shift, _floor(relu, high.dtype))
+        _normalize(x, residual, out, _float64(mean), scale, shift, relu)
 
 
 def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
-    with threads.limit():
-        fused = not _as_columns(x, out, residual) and not (_parallel(x) and _few_channels(x))
-        if fused:
-            count[:] = x.shape[0] * x.shape[2]
-            addend, floor = _addend(residual, out), _floor(relu, _arithmetic(x, residual, out))
-            w, b = _float64_or_nothing(weight), _float64_or_nothing(bias)
-            rows.train_by_channel(_parallel(x), x, addend, out, w, b, eps, floor, mean, m2)
-    if not fused:
+    # which family takes the statistics depends on x alone, never on threads: the same bits for any number of them
+    fused = not _as_columns(x) and not (_parallel(x) and _few_channels(x))
+    if fused:
+        count[:] = x.shape[0] * x.shape[2]
+        w, b = _float64_or_nothing(weight), _float64_or_nothing(bias)
+        floor = _floor(relu, _arithmetic(x, residual, out))
+        with threads.limit():
+            rows.train_by_channel(_parallel(x), x, _addend(residual, out), out, w, b, eps, floor, mean, m2)
+    else:
         moments(x, None, count, mean, m2)
         affine(x, mean, m2 / count, weight, bias, eps, residual, relu, out)
     return 0 if update is None else ema(count, mean, m2, update)
@@ -55,7 +53,8 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     mean, weight = _float64(mean), _float64_or_nothing(weight)
     with np.errstate(all="ignore"):
         inv_std = 1.0 / np.sqrt(_float64(var) + eps)
-    arithmetic = _arithmetic(grad_out, x, grad_x) if _squares_fit(inv_std) else np.dtype(np.float64)
+        narrow = _fits_float32(mean, inv_std, weight if weight.size else 1.0)
+    arithmetic = _arithmetic(grad_out, x, grad_x) if narrow else np.dtype(np.float64)
     high = mean.astype(arithmetic)
     count = x.shape[0] * x.shape[2]
     as_columns = _as_columns(x, grad_out, grad_x)
@@ -76,8 +75,8 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
             count, total, products, mean, high, inv_std, weight, scale, slope, offset, grad_weight, grad_bias
         )
         if not training:  # mean and var are constants: the gradient is scaled, nothing else
-            zeros = np.zeros_like(scale)
-            _normalize(grad_out, None, grad_x, zeros, scale, zeros, _floor(False, scale.dtype))
+            zeros = np.zeros_like(mean)
+            _normalize(grad_out, None, grad_x, zeros, inv_std * weight if weight.size else inv_std, zeros, False)
         elif as_columns:
             columns_backward.apply(_parallel(x), grad_out, x, fold, high, scale, slope, offset, grad_x)
         else:
@@ -109,7 +108,7 @@ def _as_columns(*views: Any) -> bool:
 
 
 def _parallel(x: Any) -> bool:
-    return x.size >= threads.PARALLEL_FROM and threads.get_num_threads() > 1
+    return threads.worth_it(x.size)
 
 
 def _few_channels(x: Any) -> bool:
@@ -117,12 +116,19 @@ def _few_channels(x: Any) -> bool:
     return bool(x.shape[1] < 2 * threads.get_num_threads())
 
 
-def _normalize(x, residual, out, high, scale, shift, floor):
+def _normalize(x, residual, out, mean, scale, shift, relu):
+    """The affine step with float64 coefficients; the arithmetic narrows where that is as accurate."""
+    arithmetic = _arithmetic(x, residual, out)
     addend = _addend(residual, out)
-    if _as_columns(x, out, residual):
-        columns.normalize(_parallel(x), x, addend, out, _fold(x, out, residual), high, scale, shift, floor)
-    else:
-        rows.normalize(_parallel(x), x, addend, out, high, scale, shift, floor)
+    if not _as_columns(x, out, residual):
+        rows.normalize(_parallel(x), x, addend, out, mean, scale, shift, _floor(relu, arithmetic))
+        return
+    wide = mean, scale, shift
+    narrow = _per_channel(3, x.shape[1], arithmetic)
+    high, scale, shift = narrow if channels.narrowed(*wide, *narrow) else wide
+    columns.normalize(
+        _parallel(x), x, addend, out, _fold(x, out, residual), high, scale, shift, _floor(relu, high.dtype)
+    )
 
 
 def _fold(*views: Any) -> int:
@@ -155,7 +161,8 @@ def _addend(residual: Any, out: Any) -> Any:
 
 def _float64(values: Any) -> Any:
     """Contiguous float64: one type, so one compiled kernel, for all that comes in."""
-    return np.ascontiguousarray(values, np.float64)
+    usable = values.dtype.char == "d" and values.flags.c_contiguous and values.flags.aligned
+    return values if usable else np.array(values, np.float64)
 
 
 def _float64_or_nothing(values: Any) -> Any:
@@ -166,7 +173,8 @@ def _per_channel(number: int, size: int, dtype: Any) -> Any:
     return np.empty((number, size), dtype)
 
 
-def _squares_fit(inv_std: Any) -> bool:
-    """Whether 1 / var is representable in float32 with digits to spare, in every channel."""
-    squares = inv_std * inv_std
-    return bool(np.all((squares > 1e-36) & (squares < 1e36)))
+def _fits_float32(mean: Any, inv_std: Any, weight: Any) -> bool:
+    """Whether float32 arithmetic serves the input gradient of every channel, coefficients included."""
+    sizes = np.abs(np.stack(np.broadcast_arrays(inv_std, inv_std * inv_std, inv_std * weight, inv_std**3 * weight)))
+    inside = (sizes == 0.0) | ((sizes > formulas.SCALE_LOWEST) & (sizes < formulas.SCALE_HIGHEST))
+    return bool(inside.all() and (np.abs(mean) < formulas.MEAN_HIGHEST).all())

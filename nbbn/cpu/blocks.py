@@ -22,8 +22,8 @@ CHUNK = 65536
 def chunk_grid(outer, inner):
     """(rows a chunk, columns a chunk, chunks along outer, chunks along inner) of one channel."""
     columns = min(inner, CHUNK)
-    rows = max(1, CHUNK // max(columns, 1))
-    return rows, columns, -(-outer // rows), -(-inner // max(columns, 1))
+    rows = max(1, CHUNK // columns)
+    return rows, columns, -(-outer // rows), -(-inner // columns)
 
 
 @formula

@@ -35,27 +35,32 @@ def split(mean, scale, shift, narrow):
     """
     high = narrow(mean)
     low = mean - np.float64(high)
-    # 0 * inf would turn an infinite scale into NaN
-    return high, narrow(scale), narrow(shift - low * scale if low != 0.0 else shift)
+    # without a low part, or with that of an infinite mean (NaN), there is nothing to fold: 0 * inf would be NaN
+    return high, narrow(scale), narrow(shift - low * scale if abs(low) > 0.0 else shift)
 
 
 @formula
 def fits(mean, scale, narrow):
     """Whether arithmetic of type `narrow` serves this channel; float64 always does."""
-    return fits_float32(scale) and not (np.isinf(narrow(mean)) and np.isfinite(mean))
+    return fits_float32(mean, mean - np.float64(narrow(mean)), scale)
 
 
-@serial_kernel(reads=("mean", "var", "weight", "bias"))
-def coefficients(mean, var, weight, bias, eps, high, scale, shift):
-    """Fill high, scale, shift for `normalize`; False if any channel needs wider arithmetic than theirs."""
+@serial_kernel(reads=("var", "weight", "bias"))
+def coefficients(var, weight, bias, eps, scale, shift):
+    """Fill scale and shift of y = (x - mean) * scale + shift, in float64."""
+    for c in range(var.size):
+        scale[c] = channel_scale(var[c], weight, c, eps)
+        shift[c] = bias[c] if bias.size else 0.0
+
+
+@serial_kernel(reads=("mean", "scale", "shift"))
+def narrowed(mean, scale, shift, high, narrow_scale, narrow_shift):
+    """Fill the same in narrower arithmetic (`split`); False if it does not serve some channel."""
     narrow = high.dtype.type
     all_fit = True
     for c in range(mean.size):
-        channel = channel_scale(np.float64(var[c]), weight, c, eps)
-        channel_mean = np.float64(mean[c])
-        all_fit &= fits(channel_mean, channel, narrow)
-        channel_shift = bias[c] if bias.size else 0.0
-        high[c], scale[c], shift[c] = split(channel_mean, channel, channel_shift, narrow)
+        all_fit &= fits(mean[c], scale[c], narrow)
+        high[c], narrow_scale[c], narrow_shift[c] = split(mean[c], scale[c], shift[c], narrow)
     return all_fit
 
 
@@ -66,10 +71,11 @@ def gradient_coefficients(count, total, products, mean, high, inv_std, weight, c
     `products` were summed with x - high: both they and the offset are corrected for the low part of the mean.
     """
     low = mean - np.float64(high)
-    deviation_products = products - low * total
+    corrected = abs(low) > 0.0 and np.isfinite(total)
+    deviation_products = products - low * total if corrected else products
     w = weight[c] if weight.size else 1.0
     scale, slope, offset = gradient_coefficients_formula(count, total, deviation_products, inv_std, w)
-    return scale, slope, offset - slope * low, deviation_products * inv_std, total
+    return scale, slope, offset - slope * low if abs(low) > 0.0 else offset, deviation_products * inv_std, total
 
 
 @serial_kernel(reads=("count", "mean", "m2"))

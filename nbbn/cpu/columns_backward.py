@@ -5,6 +5,7 @@ from numba import prange
 
 from nbbn.cpu.columns import BLOCK_ROWS, CHUNK_ROWS, affine_grid, chunk_of_rows, clear, expand, tile_width
 from nbbn.cpu.jit import elementwise, formula, kernel, reduction
+from nbbn.cpu.rows_backward import products_are_exact
 from nbbn.cpu.simd import fmuladd, run
 
 
@@ -13,6 +14,29 @@ def add_gradients(gradients, values, mean, total, products):
     for j in range(mean.size):
         total[j] += gradients[j]
         products[j] += gradients[j] * (values[j] - mean[j])
+
+
+@formula
+def block_gradient_sums(gradients, x, r0, r1, step, j0, mean, total, products):
+    """Sums of g and g * (x - mean) per column of one block, in the precision of `mean`. False if unsafe."""
+    clear(total)
+    clear(products)
+    j1 = j0 + mean.size
+    for r in range(r0, r1, step):
+        add_gradients(run(gradients, r, 0, j0, j1), run(x, r, 0, j0, j1), mean, total, products)
+    safe = True
+    for j in range(mean.size):
+        safe &= products_are_exact(products[j], mean.dtype)
+    return safe
+
+
+@formula
+def add_columns(column_total, column_products, j0, inner, total, products):
+    """Add sums per column to those of their channels."""
+    for j in range(column_total.size):
+        c = ((j0 + j) // inner) % total.size
+        total[c] += np.float64(column_total[j])
+        products[c] += np.float64(column_products[j])
 
 
 @formula
@@ -25,14 +49,17 @@ def tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, total, products
     block_total = np.empty(width, mean.dtype)
     block_products = np.empty(width, mean.dtype)
     for r in range(r0, r1, BLOCK_ROWS * step):
-        clear(block_total)
-        clear(block_products)
-        for i in range(r, min(r + BLOCK_ROWS * step, r1), step):
-            add_gradients(run(gradients, i, 0, j0, j1), run(x, i, 0, j0, j1), column_mean, block_total, block_products)
-        for j in range(width):
-            c = ((j0 + j) // inner) % mean.size
-            total[c] += np.float64(block_total[j])
-            products[c] += np.float64(block_products[j])
+        end = min(r + BLOCK_ROWS * step, r1)
+        if block_gradient_sums(gradients, x, r, end, step, j0, column_mean, block_total, block_products):
+            add_columns(block_total, block_products, j0, inner, total, products)
+        else:
+            wide_mean = np.empty(width)
+            wide_total = np.empty(width)
+            wide_products = np.empty(width)
+            for j in range(width):
+                wide_mean[j] = column_mean[j]
+            block_gradient_sums(gradients, x, r, end, step, j0, wide_mean, wide_total, wide_products)
+            add_columns(wide_total, wide_products, j0, inner, total, products)
 
 
 @kernel(reads=("gradients", "x", "mean"))

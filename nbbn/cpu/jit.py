@@ -4,14 +4,18 @@ import hashlib
 import inspect
 import os
 import pickle
+import sys
 import tempfile
-import threading
 from functools import cache, partial
 from pathlib import Path
 
+import llvmlite
 import numba
 from numba import njit, types
 from numba.core import caching, config
+from numba.core.compiler_lock import global_compiler_lock
+
+from nbbn.cpu import threads
 
 #: What a sum may do that strict IEEE order forbids; NaN and Inf keep their meaning (no "nnan", "ninf").
 _REASSOCIATE = {"reassoc", "contract", "arcp", "nsz"}
@@ -68,29 +72,36 @@ class Kernel:
         self._compiled = njit(nogil=True, error_model="numpy", parallel=dict(_PRANGE_ONLY) if parallel else False)(
             function
         )
-        if _cache_root() is not None:  # else there is no place to write: compile anew in every process
-            self._compiled._cache = _Cache(function, "parallel" if parallel else "serial")
+        self._compiled._cache = _Cache(function, "parallel" if parallel else "serial")
         self._compiled._can_compile = False  # not by itself: see `_compile`
 
     def __call__(self, *args):
         """Run on `args`; compile first if this mix of precisions is new."""
         try:
             return self._compiled(*args)
-        except (TypeError, RuntimeError):  # no kernel for these precisions yet, or another thread is compiling one
+        except TypeError:  # no kernel for these precisions yet
             self._compile(args)
         return self._compiled(*args)
 
     def _compile(self, args):
-        """Compile for the types of `args`, unless another thread just did."""
+        """Add a kernel for the types of `args`, loaded or compiled, unless another thread just did.
+
+        What Numba's own `compile` does, which would need `_can_compile`: then other threads, calling kernels that
+        are there, would start to compile as well.
+        """
+        kernel = self._compiled
         signature = tuple(_type(a, reads) for a, reads in zip(args, self._reads, strict=True))
-        with _compiling:
-            if signature in self._compiled.overloads:
+        with global_compiler_lock:
+            if signature in kernel.overloads:
                 return
-            self._compiled.disable_compile(False)
-            try:
-                self._compiled.compile(signature)
-            finally:
-                self._compiled._can_compile = False
+            result = kernel._cache.load_overload(signature, kernel.targetctx)
+            if result is None:
+                result = kernel._compiler.compile(signature, None)
+                kernel._cache.save_overload(signature, result)
+            else:
+                kernel._cache_hits[signature] += 1
+                kernel.targetctx.insert_user_function(result.entry_point, result.fndesc, [result.library])
+            kernel.add_overload(result)
 
 
 class KernelPair:
@@ -102,8 +113,11 @@ class KernelPair:
         self.parallel = Kernel(function, reads, parallel=True)
 
     def __call__(self, parallel, *args):
-        """Run on `args`, on several threads if `parallel`."""
-        return (self.parallel if parallel else self.serial)(*args)
+        """Run on `args`, on several threads if `parallel` and if it is safe to."""
+        if not parallel:
+            return self.serial(*args)
+        with threads.turn() as free:
+            return (self.parallel if free else self.serial)(*args)
 
 
 def kernel(*, reads):
@@ -117,9 +131,6 @@ def kernel(*, reads):
 def serial_kernel(*, reads):
     """Compile an entry point that never has enough to do for a second thread."""
     return partial(Kernel, reads=reads, parallel=False)
-
-
-_compiling = threading.RLock()
 
 
 def _type(value, reads):
@@ -137,38 +148,32 @@ def _type(value, reads):
 
 @cache
 def _stamp():
-    """Digest of all that a compiled kernel depends on besides its signature."""
+    """Digest of all that a compiled kernel depends on besides its signature and the processor."""
     digest = hashlib.sha256()
     for path in [_PACKAGE / "formulas.py", *sorted(_PACKAGE.glob("cpu/*.py"))]:  # all that kernels are made of
         digest.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
-    settings = (numba.__version__, config.BOUNDSCHECK, config.OPT, config.DEBUGINFO_DEFAULT, config.LOOP_VECTORIZE)
-    digest.update(repr(settings).encode())
+    settings = (config.BOUNDSCHECK, config.OPT, config.DEBUGINFO_DEFAULT, config.LOOP_VECTORIZE, config.SLP_VECTORIZE)
+    digest.update(repr((numba.__version__, llvmlite.__version__, sys.version_info[:3], *settings)).encode())
     return digest.hexdigest()[:16]
 
 
 @cache
-def _cache_root():
-    """The first writable place for compiled kernels, or None."""
+def _folders():
+    """Where compiled kernels may lie: all are looked into, the first that can be written to takes new ones."""
     user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    for root in (config.CACHE_DIR, str(_PACKAGE / "__pycache__"), user_cache):
-        if not root:
-            continue
-        path = Path(root) / "nbbn-kernels" / _stamp()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path).close()
-        except OSError:
-            continue
-        return str(path)
-    return None
+    roots = (config.CACHE_DIR, str(_PACKAGE / "__pycache__"), user_cache)
+    return [Path(root) / "nbbn-kernels" / _stamp() for root in roots if root]
 
 
 class _Locator(caching._CacheLocator):  # type: ignore[misc]
     def __init__(self, variant):
         self._variant = variant
 
+    def ensure_cache_path(self):
+        """Nothing to do: `_Entries.save` makes the folder."""
+
     def get_cache_path(self):
-        return _cache_root()
+        return str(_folders()[0])
 
     def get_source_stamp(self):
         return _stamp()
@@ -186,43 +191,61 @@ class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _Entries:
-    """A folder with one file an entry: (key, data), found by the digest of the key."""
+    """One file an entry: a digest of what follows, then (key, data); its name holds the digest of the key."""
 
-    def __init__(self, folder, base):
-        self._folder, self._base = Path(folder), base
+    def __init__(self, base):
+        self._base = base
 
-    def _path(self, key):
-        return self._folder / f"{self._base}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.nbc"
+    def _name(self, key):
+        return f"{self._base}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.nbc"
 
     def load(self, key):
-        try:
-            stored, data = pickle.loads(self._path(key).read_bytes())
-        except (OSError, EOFError, pickle.UnpicklingError):  # not there, or cut short: compile
-            return None
-        return data if stored == repr(key) else None
+        for folder in _folders():
+            try:
+                content = (folder / self._name(key)).read_bytes()
+            except OSError:
+                continue
+            if hashlib.sha256(content[32:]).digest() != content[:32]:  # cut short, or a bit flipped
+                continue
+            stored, data = pickle.loads(content[32:])
+            if stored == repr(key):
+                return data
+        return None
 
     def save(self, key, data):
         content = caching.dumps((repr(key), data))
-        try:
-            handle, temporary = tempfile.mkstemp(dir=self._folder)
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(temporary, 0o644)  # what root compiles into an image, its users may load
-            os.replace(temporary, self._path(key))
-        except OSError:  # the disk is full or went read-only: the kernel runs all the same
-            return
+        for folder in _folders():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _write(folder / self._name(key), hashlib.sha256(content).digest() + content)
+                return
+            except OSError:  # not writable, or full: try the next; without any, every process compiles anew
+                continue
 
     def flush(self):
-        for path in self._folder.glob(f"{self._base}-*.nbc"):
-            path.unlink(missing_ok=True)
+        for folder in _folders():
+            for path in folder.glob(f"{self._base}-*.nbc"):
+                path.unlink(missing_ok=True)
+
+
+def _write(path, content):
+    """Write a file at once: others see all of it or nothing."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # what root compiles into an image, its users may load
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
 
 
 class _Cache(caching.FunctionCache):  # type: ignore[misc]
     def __init__(self, function, variant):
-        folder = _cache_root()
         self._name = repr(function)
         self._py_func = function
         self._impl = _Implementation(function, variant)
-        self._cache_path = folder
-        self._cache_file = _Entries(folder, self._impl.filename_base)
+        self._cache_path = self._impl.locator.get_cache_path()
+        self._cache_file = _Entries(self._impl.filename_base)
         self.enable()

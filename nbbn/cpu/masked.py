@@ -54,7 +54,7 @@ def moments(x, where, count, mean, m2):
     """count[c], mean[c], m2[c] over the elements of x where `where` is True; both 3-d, of any strides."""
     outer, channels, inner = x.shape
     groups = -(-channels // GROUP)
-    rows = max(1, CHUNK // max(inner, 1))
+    rows = max(1, CHUNK // inner)
     chunks = -(-outer // rows)
     part_count = np.empty((chunks, channels), np.int64)
     part_mean = np.empty((chunks, channels))

@@ -143,9 +143,20 @@ def moments(x, mean, m2):
         mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[c], chunk_m2[c])
 
 
+@formula
+def normalize_channel(x, addend, out, c, o0, o1, i0, i1, mean, scale, shift, floor):
+    """Part of one channel, in the arithmetic of `floor` where that is accurate enough, else in float64."""
+    narrow = type(floor)
+    if fits(mean, scale, narrow):
+        high, narrow_scale, narrow_shift = split(mean, scale, shift, narrow)
+        normalize_rows(x, addend, out, c, o0, o1, i0, i1, high, narrow_scale, narrow_shift, floor)
+    else:
+        normalize_rows(x, addend, out, c, o0, o1, i0, i1, mean, scale, shift, np.float64(floor))
+
+
 @kernel(reads=("x", "addend", "mean", "scale", "shift"))
 def normalize(x, addend, out, mean, scale, shift, floor):
-    """Out = max((x - mean) * scale + shift + addend, floor); tasks are runs of memory, whatever the channel."""
+    """out = max((x - mean) * scale + shift + addend, floor); tasks are runs of memory, whatever the channel."""
     outer, channels, inner = x.shape
     pieces = -(-inner // CHUNK)
     group = max(1, CHUNK // inner)
@@ -156,7 +167,7 @@ def normalize(x, addend, out, mean, scale, shift, floor):
         i1 = min(i0 + CHUNK, inner)
         for r in range(first * group, min(first * group + group, outer * channels)):
             o, c = divmod(r, channels)
-            normalize_rows(x, addend, out, c, o, o + 1, i0, i1, mean[c], scale[c], shift[c], floor)
+            normalize_channel(x, addend, out, c, o, o + 1, i0, i1, mean[c], scale[c], shift[c], floor)
 
 
 @kernel(reads=("x", "addend", "weight", "bias"))
@@ -176,13 +187,6 @@ def train_by_channel(x, addend, out, weight, bias, eps, floor, mean, m2):
 
         scale = channel_scale(m2[c] / (outer * inner), weight, c, eps)
         shift = bias[c] if bias.size else 0.0
-        narrow = type(floor)
-        narrow_is_enough = fits(mean[c], scale, narrow)
         for k in range(chunks - 1, -1, -1):  # backwards: the last chunk is the one still in cache
             o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-            if narrow_is_enough:
-                high, narrow_scale, narrow_shift = split(mean[c], scale, shift, narrow)
-                normalize_rows(x, addend, out, c, o0, o1, i0, i1, high, narrow_scale, narrow_shift, floor)
-            else:
-                wide_floor = np.float64(floor)
-                normalize_rows(x, addend, out, c, o0, o1, i0, i1, mean[c], scale, shift, wide_floor)
+            normalize_channel(x, addend, out, c, o0, o1, i0, i1, mean[c], scale, shift, floor)

@@ -24,9 +24,21 @@ def chunk_gradient_sums(gradients, x, mean, c, o0, o1, i0, i1):
             block_total, block_products = blocks.sums_of_gradient(
                 run(gradients, o, c, i, end), run(x, o, c, i, end), mean
             )
+            if not products_are_exact(block_products, x.dtype):
+                wide = np.float64(mean)
+                block_total, block_products = blocks.sums_of_gradient(
+                    run(gradients, o, c, i, end), run(x, o, c, i, end), wide
+                )
             total += block_total
             products += block_products
     return total, products
+
+
+@formula
+def products_are_exact(products, dtype):
+    """False where products of this storage precision overflowed, or may have lost digits to denormals."""
+    size = abs(products)
+    return size == 0.0 or np.finfo(dtype).tiny * 2.0**33 <= size < np.inf
 
 
 @elementwise

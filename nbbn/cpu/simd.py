@@ -30,7 +30,8 @@ def run(typingctx, array, i, j, start, stop):
 
     Numba types a view such as big[:, 2:5] as "any layout", and loops over its rows as strided: they would
     not vectorise. And its own slices carry run-time checks that double the compile time. The caller vouches for
-    the unit stride (`layout.py` makes sure) and for 0 <= start <= stop <= array.shape[2].
+    the memory from start to stop being one piece: within the row, or (columns family) beyond it where the rows
+    that follow are its continuation.
     """
     result = types.Array(array.dtype, 1, "C", readonly=not array.mutable, aligned=array.aligned)
     signature = result(array, types.intp, types.intp, types.intp, types.intp)

@@ -18,8 +18,10 @@ PARALLEL_FROM = 65536
 SPINS = 3000
 
 _chosen: int | None = None
-_started = False
+_layer: str | None = None  # Numba's threading layer, once it is started
+_forked = False  # whether this process is a fork of one whose OpenMP threads were running
 _starting = threading.Lock()
+_turn = threading.Lock()
 
 
 def set_num_threads(n: int) -> None:
@@ -30,8 +32,8 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     if _chosen is not None:
         return _chosen
-    start()
-    return numba.get_num_threads()
+    # asking Numba starts its threads, after which OpenMP does not survive a fork: not before there is work
+    return numba.get_num_threads() if _layer is not None else max_num_threads()
 
 
 def max_num_threads() -> int:
@@ -40,7 +42,7 @@ def max_num_threads() -> int:
 
 def limit() -> AbstractContextManager[None]:
     """Run kernels with the chosen number of threads and leave Numba's own setting as it was."""
-    return _UNLIMITED if _chosen is None else _limit(_chosen)
+    return _UNLIMITED if _chosen is None or _forked else _limit(_chosen)
 
 
 _UNLIMITED = nullcontext()
@@ -57,17 +59,45 @@ def _limit(n: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
+def worth_it(size: int) -> bool:
+    """Whether a second thread pays for this many values, and is there."""
+    return size >= PARALLEL_FROM and not _forked and get_num_threads() > 1
+
+
+def turn() -> AbstractContextManager[bool]:
+    """Whether a parallel kernel may run now.
+
+    Numba's workqueue layer aborts the process when two Python threads run parallel kernels: there they take turns,
+    and who finds it taken runs the serial kernel, with the same result.
+    """
+    start()
+    return _take_turn() if _layer == "workqueue" else _FREE
+
+
+_FREE = nullcontext(True)
+
+
+@contextmanager
+def _take_turn() -> Iterator[bool]:
+    free = _turn.acquire(blocking=False)
+    try:
+        yield free
+    finally:
+        if free:
+            _turn.release()
+
+
 def start() -> None:
     """Start Numba's threads, once; idle OpenMP threads shall sleep soon, unless the user says otherwise.
 
     libgomp reads its settings when it is loaded, which Numba does at the first parallel call. The setting is taken
     back right after: what is loaded later has its own defaults.
     """
-    global _started
-    if _started:
+    global _layer
+    if _layer is not None:
         return
     with _starting:
-        if not _started:
+        if _layer is None:
             mine = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
             if mine:
                 os.environ["GOMP_SPINCOUNT"] = str(SPINS)
@@ -76,4 +106,15 @@ def start() -> None:
             finally:
                 if mine:
                     del os.environ["GOMP_SPINCOUNT"]
-            _started = True
+            _layer = numba.threading_layer()
+
+
+def _after_fork_in_child() -> None:
+    """GNU OpenMP ends a forked child that uses it when the parent did before: there, kernels run serially."""
+    global _forked, _starting, _turn
+    _starting, _turn = threading.Lock(), threading.Lock()
+    _forked = _forked or _layer == "omp"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
