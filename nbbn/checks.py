@@ -305,12 +305,12 @@ def number_of_channels(x: Array, axis: int | None, channels: int) -> None:
 def parameter_dtype(value: Any) -> np.dtype[Any]:
     """The precision of parameters: float32 or float64."""
     try:
-        dtype = None if value is None else np.dtype(value)
+        dtype: np.dtype[Any] | None = None if value is None else np.dtype(value)
     except TypeError:
         dtype = None
     if dtype is None or dtype not in FLOATS:  # None would equal float64, NumPy's default
         raise TypeError(f"dtype: expected float32 or float64, got {value!r}")
-    return np.dtype(dtype)
+    return dtype
 
 
 def batches(value: Any) -> None:
