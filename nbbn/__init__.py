@@ -7,6 +7,8 @@ from nbbn.layer import BatchNorm
 from nbbn.moments import Moments
 from nbbn.statistics import NonFiniteWarning, batch_stats, ema_update
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BatchNorm",
     "Moments",

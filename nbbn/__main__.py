@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "with freeze() and recalibrate(), and this machine's speed against NumPy. Prints tables and saves a "
             "picture. Everything but the times is the same in every run with one seed on one machine."
         ),
-        epilog="Needs the extra nbbn[demo]: scikit-learn, matplotlib and rich. The first run also compiles kernels.",
+        epilog="Needs scikit-learn, matplotlib and rich (the extra `demo`). The first run also compiles kernels.",
     )
     demo.add_argument("--seed", type=_seed, default=0, help="seed of all random numbers, >= 0 (default: %(default)s)")
     demo.add_argument(
@@ -68,7 +68,10 @@ def _demo(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _DEMO_NEEDS:
             raise
-        print("the demo needs scikit-learn, matplotlib and rich: pip install 'nbbn[demo]'", file=sys.stderr)
+        print(
+            "the demo needs scikit-learn, matplotlib and rich: pip install scikit-learn matplotlib rich",
+            file=sys.stderr,
+        )
         return 2
     run(options.seed, output)
     return 0

@@ -1,7 +1,7 @@
 """The backend contract, and which backend serves a call."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -148,16 +148,21 @@ def available_backends() -> tuple[str, ...]:
     return tuple(_MODULES)
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> AbstractContextManager[None]:
     """Run the calls inside a ``with`` block on one backend.
 
     The choice belongs to the current thread or asynchronous task and ends with the block.
+
+    Calling it without ``with`` chooses nothing.
 
     Parameters
     ----------
     name : {"numpy", "cpu", "cuda"}
         ``"numpy"`` is the float64 reference (slow, for checking), ``"cpu"`` the compiled kernels.
+
+    Returns
+    -------
+    context manager
 
     Raises
     ------
@@ -178,6 +183,11 @@ def use_backend(name: str) -> Iterator[None]:
         raise RuntimeError("backend 'cuda': this version of nbbn has no CUDA kernels; it has " + _known())
     if not isinstance(name, str) or name not in _MODULES:
         raise ValueError(f"name: expected one of {_known()} or 'cuda', got {name!r}")
+    return _use(name)
+
+
+@contextmanager
+def _use(name: str) -> Iterator[None]:
     token = _forced.set(name)
     try:
         yield

@@ -178,7 +178,8 @@ def batch_norm(
         Which batch variance goes into `running_var`: 1 the sample variance (PyTorch), 0 the population variance
         (Keras, Flax, ONNX). The batch itself is always normalized with the population variance.
     where : bool array, optional
-        Broadcasts to `x`; statistics leave False elements out. Every element is still normalized.
+        Broadcasts to `x`; statistics leave False elements out. Every element is still normalized. (For statistics
+        and inference: `batch_norm_backward` has no mask.)
     residual : array of the shape of x, optional
         Added before the activation.
     activation : {None, "relu"}
@@ -350,8 +351,8 @@ def batch_norm_backward(
     axis : int or None
         As in the forward call.
     training : bool
-        True differentiates through the batch statistics; False treats `mean` and `var` as constants (evaluation,
-        frozen layers).
+        True differentiates through the batch statistics of all elements (not of a masked forward call); False
+        treats `mean` and `var` as constants (evaluation, frozen layers).
     out : array of the shape of x, optional
         Where to put `grad_x`; float32 or float64. May be `grad_out` or `x` itself, else must not overlap any input.
 

@@ -303,7 +303,9 @@ class BatchNorm:
         return y
 
     def backward(self, grad_out: Array) -> Array:
-        """Gradient with respect to the input of the last forward call; fills `grad_weight` and `grad_bias`.
+        """Gradient with respect to the input of the last forward call; sets `grad_weight` and `grad_bias`.
+
+        They are replaced by every call, not added to as PyTorch does.
 
         Parameters
         ----------
@@ -492,8 +494,9 @@ class BatchNorm:
         prefix : str
             Such as ``"backbone.bn1."``.
         **options
-            Other arguments of `BatchNorm`. State dicts do not hold `eps`: PyTorch's and Flax's default is 1e-5,
-            Keras's 1e-3.
+            Other arguments of `BatchNorm`. State dicts hold neither `eps` nor `momentum` nor `axis`: give those
+            the model was trained with. Without it, `eps` is the default of the framework whose names these are
+            (PyTorch and Flax 1e-5, Keras 1e-3).
 
         Returns
         -------
@@ -519,6 +522,7 @@ class BatchNorm:
         options.setdefault("affine", "weight" in names or "bias" in names)
         options.setdefault("track_running_stats", "running_mean" in names or "running_var" in names)
         options.setdefault("dtype", state.layer_dtype(found))
+        options.setdefault("eps", state.default_eps(state_dict, prefix))
         layer = cls(max(found[name].size for name in names), **options)
         return layer.load_state_dict(found)
 

@@ -193,6 +193,10 @@ class Moments:
     def __add__(self, other: "Moments") -> "Moments":
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
 
+    def __radd__(self, other: object) -> "Moments":
+        """``0 + m``: what `sum` begins with when it is given no start."""
+        return self if type(other) is int and other == 0 else NotImplemented
+
     def __sub__(self, other: "Moments") -> "Moments":
         """Take out a part that was merged in (sliding windows, leave-one-out).
 

@@ -18,6 +18,15 @@ NAMES = {
 }
 
 
+#: The names that only Keras uses.
+_KERAS = {"gamma", "beta", "moving_mean", "moving_variance"}
+
+
+def default_eps(state: Mapping[str, Any], prefix: str) -> float:
+    """What the framework whose names these are adds to the variance by default: state dicts do not say."""
+    return 1e-3 if any(f"{prefix}{name}" in state for name in _KERAS) else 1e-5
+
+
 def read(state: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
     """The entries that begin with `prefix`, under our names, as NumPy arrays (not yet copies).
 

@@ -272,4 +272,4 @@ def test_missing_packages_are_one_line_and_exit_2(missing):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "the demo needs scikit-learn, matplotlib and rich: pip install 'nbbn[demo]'\n"
+    assert done.stderr == "the demo needs scikit-learn, matplotlib and rich: pip install scikit-learn matplotlib rich\n"

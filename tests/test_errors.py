@@ -242,8 +242,9 @@ def test_backends_and_threads():
     assert nbbn.available_backends() == ("numpy", "cpu")
     with pytest.raises(ValueError, match="'numpy', 'cpu' or 'cuda', got 'gpu'"), nbbn.use_backend("gpu"):
         pass
-    with pytest.raises(ValueError, match="name: expected one of"), nbbn.use_backend([]):
-        pass
+    for bad in ([], "bogus"):
+        with pytest.raises(ValueError, match="name: expected one of"):
+            nbbn.use_backend(bad)
     with pytest.raises(RuntimeError, match="no CUDA kernels"), nbbn.use_backend("cuda"):
         pass
     for bad in (0, -1, 1.5, "2", None, True, 10_000):

@@ -260,10 +260,11 @@ def test_state_dict_round_trip_and_copies():
 )
 def test_keras_and_flax_names(names):
     values = [np.arange(3, dtype=np.float32) + k for k in range(4)]
-    bn = BatchNorm.from_state_dict(dict(zip(names, values, strict=True)), eps=1e-3)
+    bn = BatchNorm.from_state_dict(dict(zip(names, values, strict=True)))
     for mine, value in zip((bn.weight, bn.bias, bn.running_mean, bn.running_var), values, strict=True):
         assert (mine == value).all()
-    assert bn.eps == 1e-3
+    assert bn.eps == (1e-3 if "gamma" in names else 1e-5)
+    assert BatchNorm.from_state_dict(dict(zip(names, values, strict=True)), eps=0.5).eps == 0.5
 
 
 def test_which_options_a_state_dict_implies():

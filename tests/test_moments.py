@@ -29,6 +29,7 @@ def test_zeros_is_the_identity(backend):
     assert (m + M.zeros(1) == m).all()
     assert (M.zeros(1) + m == m).all()
     assert (m - M.zeros(1) == m).all()
+    assert (sum([m, m]) == m + m).all()
     assert (m - m == M.zeros(1)).all()
 
 
@@ -118,6 +119,9 @@ def test_only_moments_of_the_same_channels_combine():
     for bad in (1, None, "x"):
         with pytest.raises(TypeError):
             m + bad
+        if bad != 0:
+            with pytest.raises(TypeError):
+                bad + m
         with pytest.raises(TypeError):
             m - bad
 

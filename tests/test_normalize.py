@@ -161,10 +161,10 @@ def test_threads_do_not_change_a_bit(threads):
 def test_threads_do_not_change_a_bit_where_kernels_must_choose(threads):
     """One channel that needs float64 arithmetic; an output that the columns family cannot write."""
     rng = np.random.default_rng(0)
-    wide = rng.normal(size=(2, 3, 40_000)).astype(np.float32)
+    wide = rng.normal(size=(2, 3, 60_000)).astype(np.float32)
     wide[:, 0] *= 1e37
-    narrow = rng.normal(3, 1, (4000, 2, 32)).astype(np.float32)
-    for x, out in ((wide, None), (narrow, np.empty((4000, 4, 32), np.float32)[:, ::2])):
+    narrow = rng.normal(3, 1, (6000, 2, 32)).astype(np.float32)
+    for x, out in ((wide, None), (narrow, np.empty((6000, 4, 32), np.float32)[:, ::2])):
         results = []
         for n in (1, threads):
             nbbn.set_num_threads(n)

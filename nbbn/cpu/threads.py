@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numba
 
-#: Values below which a second thread costs more than it saves: starting one takes 2 to 4 us with OpenMP and TBB,
-#: in which one core handles about this many.
-PARALLEL_FROM = 65536
+#: Values below which a second thread costs more than it saves. Giving work to a thread that is awake takes 2 to
+#: 4 us, to one that sleeps 50 to 400 us on a virtual machine; one core normalizes this many float32 in about 100 us.
+PARALLEL_FROM = 262_144
 
 #: How often an idle OpenMP thread looks for work before it sleeps (about 50 us). GNU OpenMP's own 300,000 keep a
 #: thread awake for milliseconds: two of them on one core, or any other busy process, and a call costs a whole

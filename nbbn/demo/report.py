@@ -1,5 +1,7 @@
 """What the terminal shows: for each part a table and one sentence, which says what the measured values say."""
 
+import math
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -64,7 +66,8 @@ def forgotten_eval(result: ForgottenEval) -> tuple[Table, str]:
         f"Without eval(), images that come one by one all get {answers}: {_percent(result.shuffled[0])} are right at "
         f"batch size {first} (the most frequent digit makes up {_percent(result.most_frequent_class)}); {needs} to "
         f"come within 1 point of evaluation mode, and images sorted by digit reach {reach} "
-        f"{_percent(result.sorted[-1])} in batches of {last}; the trained running statistics {unchanged}."
+        f"{_percent(result.sorted[-1])} in batches of {last}; the trained running statistics {unchanged}. "
+        "(Batch size 1 goes around the layer, which refuses to train on one value per channel.)"
     )
     return table, sentence
 
@@ -76,7 +79,9 @@ def convergence(result: Convergence) -> tuple[Table, str]:
     for track in result.tracks:
         table.add_row(_momentum(track), "mean off by", *(_percent(track.mean_error[t - 1]) for t in batches))
         table.add_row("", "variance off by", *(_percent(track.var_error[t - 1]) for t in batches))
-        table.add_row("", "start left", *(_percent(track.start_left[t - 1]) for t in batches), end_section=True)
+        table.add_row(
+            "", "start value left in mean", *(_percent(track.start_left[t - 1]) for t in batches), end_section=True
+        )
 
     slowest = min((t for t in result.tracks if t.momentum is not None), key=lambda t: t.momentum or 0)
     middle, end = batches[len(batches) // 2], batches[-1]
@@ -120,7 +125,7 @@ def noise(result: Noise) -> tuple[Table, str]:
         f"At momentum {result.momentum:g} and batches of {result.batch_sizes[0]} the running mean keeps an error of "
         f"{_percent(result.mean[0])} of a standard deviation, the running variance of {_percent(result.var[0])} of "
         f"itself; with batches of {result.batch_sizes[-1]} it is {_percent(result.mean[-1])} and "
-        f"{_percent(result.var[-1])}, and the formulas predict all of it to within {_percent(off)}."
+        f"{_percent(result.var[-1])}, and the formulas predict all of it to within {math.ceil(100 * off)} %."
     )
     return table, sentence
 
@@ -142,7 +147,8 @@ def fine_tuning(result: FineTuning) -> tuple[Table, str]:
         repaired = f"{_percent(result.recalibrated.old)} ({abs(missing)} of {result.images} images "
         repaired += "fewer)" if missing > 0 else "more)"
     sentence = (
-        f"No parameter changed, yet {result.batches} batches at {CONTRAST:.0%} contrast moved running means by up to "
+        "Moving statistics adapt to the new images and forget the old ones: "
+        f"no parameter changed, yet {result.batches} batches at {CONTRAST:.0%} contrast moved running means by up to "
         f"{result.largest_shift:.1f} standard deviations and accuracy from {_percent(result.before.old)} to "
         f"{_percent(result.left_training.old)} on the old images (and from {_percent(result.before.faded)} to "
         f"{_percent(result.left_training.faded)} on the faded ones); frozen statistics {unchanged}, and recalibrate() "
