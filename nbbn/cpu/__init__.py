@@ -28,10 +28,22 @@ def moments(x, where, count, mean, m2):
 
 
 def affine(x, mean, var, weight, bias, eps, residual, relu, out):
-    scale, shift = _per_channel(2, x.shape[1], np.float64)
-    channels.coefficients(_float64(var), _float64_or_nothing(weight), _float64_or_nothing(bias), eps, scale, shift)
+    arithmetic = _arithmetic(x, residual, out)
+    weight, bias = _float64_or_nothing(weight), _float64_or_nothing(bias)
+    wide, narrow, narrow_serves = (
+        np.empty((3, x.shape[1])),
+        np.empty((3, x.shape[1]), arithmetic),
+        np.empty(x.shape[1], bool),
+    )
+    all_served = channels.coefficients(_float64(mean), _float64(var), weight, bias, eps, wide, narrow, narrow_serves)
+    addend = _addend(residual, out)
     with threads.limit():
-        _normalize(x, residual, out, _float64(mean), scale, shift, relu)
+        if _as_columns(x, out, residual):
+            high, scale, shift = narrow if all_served else wide
+            floor = _floor(relu, high.dtype)
+            columns.normalize(_parallel(x), x, addend, out, _fold(x, out, residual), high, scale, shift, floor)
+        else:
+            rows.normalize(_parallel(x), x, addend, out, wide, narrow, narrow_serves, _floor(relu, arithmetic))
 
 
 def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
@@ -75,8 +87,7 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
             count, total, products, mean, high, inv_std, weight, scale, slope, offset, grad_weight, grad_bias
         )
         if not training:  # mean and var are constants: the gradient is scaled, nothing else
-            zeros = np.zeros_like(mean)
-            _normalize(grad_out, None, grad_x, zeros, inv_std * weight if weight.size else inv_std, zeros, False)
+            affine(grad_out, np.zeros_like(mean), var, weight if weight.size else None, None, eps, None, False, grad_x)
         elif as_columns:
             columns_backward.apply(_parallel(x), grad_out, x, fold, high, scale, slope, offset, grad_x)
         else:
@@ -114,21 +125,6 @@ def _parallel(x: Any) -> bool:
 def _few_channels(x: Any) -> bool:
     """Whether a task per channel would leave threads without work; then a channel is split between them."""
     return bool(x.shape[1] < 2 * threads.get_num_threads())
-
-
-def _normalize(x, residual, out, mean, scale, shift, relu):
-    """The affine step with float64 coefficients; the arithmetic narrows where that is as accurate."""
-    arithmetic = _arithmetic(x, residual, out)
-    addend = _addend(residual, out)
-    if not _as_columns(x, out, residual):
-        rows.normalize(_parallel(x), x, addend, out, mean, scale, shift, _floor(relu, arithmetic))
-        return
-    wide = mean, scale, shift
-    narrow = _per_channel(3, x.shape[1], arithmetic)
-    high, scale, shift = narrow if channels.narrowed(*wide, *narrow) else wide
-    columns.normalize(
-        _parallel(x), x, addend, out, _fold(x, out, residual), high, scale, shift, _floor(relu, high.dtype)
-    )
 
 
 def _fold(*views: Any) -> int:

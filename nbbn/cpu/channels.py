@@ -45,23 +45,22 @@ def fits(mean, scale, narrow):
     return fits_float32(mean, mean - np.float64(narrow(mean)), scale)
 
 
-@serial_kernel(reads=("var", "weight", "bias"))
-def coefficients(var, weight, bias, eps, scale, shift):
-    """Fill scale and shift of y = (x - mean) * scale + shift, in float64."""
+@serial_kernel(reads=("mean", "var", "weight", "bias"))
+def coefficients(mean, var, weight, bias, eps, wide, narrow, narrow_serves):
+    """Fill mean, scale, shift of y = (x - mean) * scale + shift: in float64, and split into narrower arithmetic.
+
+    `narrow_serves[c]` says whether the narrower is accurate enough for channel c; returns whether it is for all.
+    """
+    kind = narrow.dtype.type
+    all_served = True
     for c in range(var.size):
-        scale[c] = channel_scale(var[c], weight, c, eps)
-        shift[c] = bias[c] if bias.size else 0.0
-
-
-@serial_kernel(reads=("mean", "scale", "shift"))
-def narrowed(mean, scale, shift, high, narrow_scale, narrow_shift):
-    """Fill the same in narrower arithmetic (`split`); False if it does not serve some channel."""
-    narrow = high.dtype.type
-    all_fit = True
-    for c in range(mean.size):
-        all_fit &= fits(mean[c], scale[c], narrow)
-        high[c], narrow_scale[c], narrow_shift[c] = split(mean[c], scale[c], shift[c], narrow)
-    return all_fit
+        scale = channel_scale(var[c], weight, c, eps)
+        shift = bias[c] if bias.size else 0.0
+        wide[0, c], wide[1, c], wide[2, c] = mean[c], scale, shift
+        narrow[0, c], narrow[1, c], narrow[2, c] = split(mean[c], scale, shift, kind)
+        narrow_serves[c] = fits(mean[c], scale, kind)
+        all_served &= narrow_serves[c]
+    return all_served
 
 
 @formula

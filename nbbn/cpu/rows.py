@@ -154,9 +154,12 @@ def normalize_channel(x, addend, out, c, o0, o1, i0, i1, mean, scale, shift, flo
         normalize_rows(x, addend, out, c, o0, o1, i0, i1, mean, scale, shift, np.float64(floor))
 
 
-@kernel(reads=("x", "addend", "mean", "scale", "shift"))
-def normalize(x, addend, out, mean, scale, shift, floor):
-    """out = max((x - mean) * scale + shift + addend, floor); tasks are runs of memory, whatever the channel."""
+@kernel(reads=("x", "addend", "wide", "narrow", "narrow_serves"))
+def normalize(x, addend, out, wide, narrow, narrow_serves, floor):
+    """out = max((x - mean) * scale + shift + addend, floor); tasks are runs of memory, whatever the channel.
+
+    `wide` and `narrow` hold mean, scale and shift of every channel in float64 and in the arithmetic of `floor`.
+    """
     outer, channels, inner = x.shape
     pieces = -(-inner // CHUNK)
     group = max(1, CHUNK // inner)
@@ -165,9 +168,17 @@ def normalize(x, addend, out, mean, scale, shift, floor):
         first, piece = divmod(np.int64(task), pieces)
         i0 = piece * CHUNK
         i1 = min(i0 + CHUNK, inner)
-        for r in range(first * group, min(first * group + group, outer * channels)):
-            o, c = divmod(r, channels)
-            normalize_channel(x, addend, out, c, o, o + 1, i0, i1, mean[c], scale[c], shift[c], floor)
+        o, c = divmod(first * group, channels)
+        for _ in range(min(group, outer * channels - first * group)):
+            if narrow_serves[c]:
+                normalize_rows(x, addend, out, c, o, o + 1, i0, i1, narrow[0, c], narrow[1, c], narrow[2, c], floor)
+            else:
+                wide_floor = np.float64(floor)
+                normalize_rows(x, addend, out, c, o, o + 1, i0, i1, wide[0, c], wide[1, c], wide[2, c], wide_floor)
+            c += 1
+            if c == channels:
+                c = 0
+                o += 1
 
 
 @kernel(reads=("x", "addend", "weight", "bias"))
