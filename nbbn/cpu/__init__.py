@@ -1,21 +1,28 @@
 """The CPU backend: picks a kernel by layout, precision and size. The contract is `nbbn.backends.Backend`."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from nbbn import formulas
-from nbbn.cpu import channels, columns, columns_backward, masked, rows, rows_backward, threads
+from nbbn.cpu import caches, channels, columns, columns_backward, masked, rows, rows_backward, threads, tiles
+from nbbn.cpu.storage import BFLOAT16, HALF
+from nbbn.cpu.vector import LANES
 
 name = "cpu"
 
 #: `inner` below this goes to the columns family. Rows shorter than a few vectors are mostly loop overhead.
 ROWS_FROM = 128
 
+#: Bytes of memory in one run that channels are taken together for: statistics alone, and what is read twice.
+LONG_RUN, SHORT_RUN = 65536, 4096
+
 _NOTHING = np.empty(0)
 
 
 def moments(x, where, count, mean, m2):
+    x = _raw(x)
     with threads.limit():
         if where is not None:
             masked.moments(_parallel(x), x, where, count, mean, m2)
@@ -24,10 +31,12 @@ def moments(x, where, count, mean, m2):
         if _as_columns(x):
             columns.moments(_parallel(x), x, _fold(x), mean, m2)
         else:
-            rows.moments(_parallel(x), x, mean, m2)
+            rows.moments(_parallel(x), x, _side_by_side(x, LONG_RUN), mean, m2)
 
 
 def affine(x, mean, var, weight, bias, eps, residual, relu, out):
+    streaming = caches.streams(out, x, residual)
+    x, residual, out = _raw(x), _raw(residual), _raw(out)
     arithmetic = _arithmetic(x, residual, out)
     weight, bias = _float64_or_nothing(weight), _float64_or_nothing(bias)
     wide, narrow, narrow_serves = (
@@ -41,23 +50,32 @@ def affine(x, mean, var, weight, bias, eps, residual, relu, out):
         if _as_columns(x, out, residual):
             high, scale, shift = narrow if all_served else wide
             floor = _floor(relu, high.dtype)
-            columns.normalize(_parallel(x), x, addend, out, _fold(x, out, residual), high, scale, shift, floor)
+            fold = _fold(x, out, residual)
+            columns.normalize(_parallel(x), x, addend, out, fold, high, scale, shift, floor, streaming)
         else:
-            rows.normalize(_parallel(x), x, addend, out, wide, narrow, narrow_serves, _floor(relu, arithmetic))
+            floor = _floor(relu, arithmetic)
+            rows.normalize(_parallel(x), x, addend, out, wide, narrow, narrow_serves, floor, streaming)
 
 
 def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
-    # which family takes the statistics depends on x alone, never on threads: the same bits for any number of them
-    fused = not _as_columns(x) and not (_parallel(x) and _few_channels(x))
-    if fused:
-        count[:] = x.shape[0] * x.shape[2]
-        w, b = _float64_or_nothing(weight), _float64_or_nothing(bias)
-        floor = _floor(relu, _arithmetic(x, residual, out))
-        with threads.limit():
-            rows.train_by_channel(_parallel(x), x, _addend(residual, out), out, w, b, eps, floor, mean, m2)
-    else:
+    # Which family takes the statistics, and how it cuts channels into chunks, depends on x alone, never on
+    # threads or on being fused: the same bits for any number of threads
+    parallel = _parallel(x)
+    if not _fused(parallel, x, out, residual):
         moments(x, None, count, mean, m2)
         affine(x, mean, m2 / count, weight, bias, eps, residual, relu, out)
+        return 0 if update is None else ema(count, mean, m2, update)
+    count[:] = x.shape[0] * x.shape[2]
+    streaming = caches.streams(out, x, residual)
+    x, residual, out = _raw(x), _raw(residual), _raw(out)
+    w, b = _float64_or_nothing(weight), _float64_or_nothing(bias)
+    addend, floor = _addend(residual, out), _floor(relu, _arithmetic(x, residual, out))
+    with threads.limit():
+        if _as_columns(x):
+            columns.train_by_tile(parallel, x, addend, out, w, b, eps, floor, streaming, mean, m2)
+        else:
+            group = _side_by_side(x, SHORT_RUN)
+            rows.train_by_channel(parallel, x, addend, out, w, b, eps, floor, group, streaming, mean, m2)
     return 0 if update is None else ema(count, mean, m2, update)
 
 
@@ -66,32 +84,44 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     with np.errstate(all="ignore"):
         inv_std = 1.0 / np.sqrt(_float64(var) + eps)
         narrow = _fits_float32(mean, inv_std, weight if weight.size else 1.0)
-    arithmetic = _arithmetic(grad_out, x, grad_x) if narrow else np.dtype(np.float64)
+    streaming = caches.streams(grad_x, x, grad_out)
+    fused = training and _fused(_parallel(x), x, grad_out, grad_x)
+    g, x, result = _raw(grad_out), _raw(x), _raw(grad_x)
+    arithmetic = _arithmetic(g, x, result) if narrow else np.dtype(np.float64)
     high = mean.astype(arithmetic)
-    count = x.shape[0] * x.shape[2]
-    as_columns = _as_columns(x, grad_out, grad_x)
+    parallel = _parallel(x)
+    as_columns = _as_columns(x, g, result)
     with threads.limit():
-        if training and not as_columns and not (_parallel(x) and _few_channels(x)):
-            rows_backward.backward_by_channel(
-                _parallel(x), grad_out, x, mean, high, inv_std, weight, grad_x, grad_weight, grad_bias
-            )
+        if fused:
+            shared = high, inv_std, weight
+            if as_columns:
+                columns_backward.backward_by_tile(
+                    parallel, g, x, mean, *shared, streaming, result, grad_weight, grad_bias
+                )
+            else:
+                group = _side_by_side(x, SHORT_RUN)
+                rows_backward.backward_by_channel(
+                    parallel, g, x, mean, *shared, group, streaming, result, grad_weight, grad_bias
+                )
             return
         total, products = _per_channel(2, x.shape[1], np.float64)
         if as_columns:
-            fold = _fold(x, grad_out, grad_x)
-            columns_backward.gradient_sums(_parallel(x), grad_out, x, fold, high, total, products)
+            fold = _fold(x, g, result)
+            columns_backward.gradient_sums(parallel, g, x, fold, high, total, products)
         else:
-            rows_backward.gradient_sums(_parallel(x), grad_out, x, high, total, products)
+            rows_backward.gradient_sums(parallel, g, x, _side_by_side(x, LONG_RUN), high, total, products)
         scale, slope, offset = _per_channel(3, x.shape[1], arithmetic)
         channels.input_gradient_coefficients(
-            count, total, products, mean, high, inv_std, weight, scale, slope, offset, grad_weight, grad_bias
-        )
+            x.shape[0] * x.shape[2], total, products, mean, high, inv_std, weight, scale, slope, offset,
+            grad_weight, grad_bias,
+        )  # fmt: skip
         if not training:  # mean and var are constants: the gradient is scaled, nothing else
-            affine(grad_out, np.zeros_like(mean), var, weight if weight.size else None, None, eps, None, False, grad_x)
+            w = weight if weight.size else None
+            affine(grad_out, np.zeros_like(mean), var, w, None, eps, None, False, grad_x)
         elif as_columns:
-            columns_backward.apply(_parallel(x), grad_out, x, fold, high, scale, slope, offset, grad_x)
+            columns_backward.apply(parallel, g, x, fold, high, scale, slope, offset, streaming, result)
         else:
-            rows_backward.apply(_parallel(x), grad_out, x, high, scale, slope, offset, grad_x)
+            rows_backward.apply(parallel, g, x, high, scale, slope, offset, streaming, result)
 
 
 def ema(count, mean, m2, update):
@@ -122,16 +152,39 @@ def _parallel(x: Any) -> bool:
     return threads.worth_it(x.size)
 
 
-def _few_channels(x: Any) -> bool:
-    """Whether a task per channel would leave threads without work; then a channel is split between them."""
-    return bool(x.shape[1] < 2 * threads.get_num_threads())
+def _fused(parallel: bool, *views: Any) -> bool:
+    """Whether to take statistics and normalize channel by channel, so that the second read finds it in cache."""
+    x = views[0]
+    outer, channels, inner = x.shape
+    threads_used = threads.get_num_threads() if parallel else 1
+    if not _as_columns(x):
+        # with few channels a task per channel would leave threads without work: there a channel is split between them
+        return threads_used == 1 or channels >= 2 * threads_used
+    if not _as_columns(*views) or _fold(x) > 1 or outer > tiles.CHUNK_ROWS:
+        return False
+    # all rows of a tile must stay, and there must be a tile for every thread
+    tile = tiles.tile_columns.py_func(channels * inner, inner)
+    bytes_kept = outer * tile * sum(v.itemsize for v in views if v is not None)
+    return bool(bytes_kept <= caches.sizes()[0] and channels * inner >= 2 * threads_used * tile)
+
+
+def _side_by_side(x: Any, least: int) -> int:
+    """How many channels to take together so that about `least` bytes lie side by side: fewer, longer runs of memory."""
+    outer, channels, inner = x.shape
+    group = -(-least // (inner * x.itemsize))
+    kept = caches.sizes()[0] // (2 * outer * inner * x.itemsize)  # in half of the second-level cache
+    return int(
+        max(1, min(group, kept if least == SHORT_RUN else channels, channels // (4 * threads.get_num_threads())))
+    )
 
 
 def _fold(*views: Any) -> int:
     """How many rows to take as one, so that about TILE columns lie side by side; their memory must be one piece."""
     outer, channels, inner = views[0].shape
     # a folded row needs its coefficients expanded and its columns merged: worth it for 16 of them or more
-    fold = min(columns.TILE // (channels * inner), outer // 16)
+    fold = min(tiles.TILE // (channels * inner), outer // 16)
+    full = LANES // math.gcd(LANES, channels * inner)  # so many rows are full vectors
+    fold -= fold % full if fold > full else 0
     if fold < 2 or not all(v is None or v.flags.c_contiguous for v in views):
         return 1
     return fold
@@ -140,9 +193,23 @@ def _fold(*views: Any) -> int:
 # --- arguments of kernels ------------------------------------------------------------------------------------------
 
 
+def _raw(array: Any) -> Any:
+    """What a kernel can be given: arrays of half precision as records (`storage`)."""
+    if array is None or array.dtype.char in _KNOWN:
+        return array
+    return array.view(HALF if array.dtype.char == "e" else BFLOAT16)
+
+
+#: Characters of the dtypes that Numba knows.
+_KNOWN = frozenset("fd?bBhHiIlLqQ")
+
+#: Dtypes whose values float32 holds exactly.
+_NARROW = frozenset(np.dtype(kind) for kind in ("f4", "?", "i1", "u1", "i2", "u2")) | {HALF, BFLOAT16}
+
+
 def _arithmetic(*arrays: Any) -> np.dtype[Any]:
-    """float32 where everything read and written is, else float64."""
-    return np.dtype(np.float32 if all(a is None or a.dtype == np.float32 for a in arrays) else np.float64)
+    """float32 where it holds everything read and written exactly, else float64."""
+    return np.dtype(np.float32 if all(a is None or a.dtype in _NARROW for a in arrays) else np.float64)
 
 
 def _floor(relu: bool, arithmetic: np.dtype[Any]) -> Any:

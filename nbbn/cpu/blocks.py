@@ -1,17 +1,18 @@
-"""Sums over one contiguous run of values: the innermost loops, and how a channel is cut into blocks.
+"""Sums over one contiguous run of values: the innermost loops, and how a channel is cut into chunks.
 
-Statistics take two passes over a block that stays in the first-level cache: its mean in the storage
-precision, then sums of deviations from that mean. Blocks merge in float64 (`formulas.merge`). The deviations
-are small and nearly exact whatever the mean is, so float32 data gets float64-like statistics at float32 speed.
+Statistics are sums of deviations d and of d * d from an origin near the mean, in the precision of the storage, run
+by run; runs add up in float64 and chunks merge by Chan's formula. The deviations are small and nearly exact
+whatever the mean is, so float32 data gets float64-like statistics in one pass at float32 speed.
 
-The cut into blocks and chunks depends on the shape alone, never on the number of threads: any number of
-threads gives the same bits.
+The cut into chunks depends on the shape alone, never on the number of threads: any number of threads gives the
+same bits.
 """
 
-from nbbn.cpu.jit import formula, reduction
+from nbbn.cpu.jit import formula
+from nbbn.cpu.memory import deviation, deviations, deviations_short, element, load, prefetch
+from nbbn.cpu.vector import LANES, SHORT, fmuladd, lane_sum, splat
 
-#: Values a block: two passes over 4 kB of float32 stay in any first-level cache. 256 to 4,096 measured within
-#: 15 % of each other (AVX2, 32x64x56x56); longer blocks add rounding error, shorter ones merges.
+#: Values a run: what is added up in the precision of the storage. 16 lanes of 64 each.
 BLOCK = 1024
 
 #: Values a chunk, the unit of parallel work within one channel: 256 kB of float32, half of a common L2.
@@ -35,32 +36,81 @@ def chunk_bounds(chunk, outer, inner):
     return o0, min(o0 + rows, outer), i0, min(i0 + columns, inner)
 
 
-@reduction
-def sum_of(values):
-    total = values.dtype.type(0)
-    for i in range(values.size):
-        total += values[i]
-    return total
+@formula
+def sums_of_deviations(values, ahead, origin):
+    """Sums of d and of d * d, d = value - origin, in the type of `origin`; asks for the lines of `ahead` meanwhile.
+
+    Two vectors at a time: four sums in flight hide the latency of an addition.
+    """
+    size = values.size
+    total = splat(type(origin)(0))
+    squares = total
+    total_2 = total
+    squares_2 = total
+    i = 0
+    while i + 2 * LANES <= size:
+        prefetch(ahead, i)
+        prefetch(ahead, i + LANES)
+        d = deviations(values, i, origin)
+        e = deviations(values, i + LANES, origin)
+        total = total + d
+        total_2 = total_2 + e
+        squares = fmuladd(d, d, squares)
+        squares_2 = fmuladd(e, e, squares_2)
+        i += 2 * LANES
+    if i + LANES <= size:
+        prefetch(ahead, i)
+        d = deviations(values, i, origin)
+        total = total + d
+        squares = fmuladd(d, d, squares)
+        i += LANES
+    first = lane_sum(total + total_2)
+    second = lane_sum(squares + squares_2)
+    while i + SHORT <= size:
+        few = deviations_short(values, i, origin)
+        first += lane_sum(few)
+        second += lane_sum(few * few)
+        i += SHORT
+    while i < size:
+        single = deviation(values, i, origin)
+        first += single
+        second = fmuladd(single, single, second)
+        i += 1
+    return first, second
 
 
-@reduction
-def sums_of_deviations(values, origin):
-    """Sums of d and of d * d, d = value - origin, in the precision of `origin`."""
-    total = type(origin)(0)
-    squares = type(origin)(0)
-    for i in range(values.size):
-        deviation = values[i] - origin
-        total += deviation
-        squares += deviation * deviation
-    return total, squares
-
-
-@reduction
-def sums_of_gradient(gradients, values, mean):
-    """Sums of g and of g * (x - mean), in the precision of `mean`."""
-    total = type(mean)(0)
-    products = type(mean)(0)
-    for i in range(values.size):
-        total += gradients[i]
-        products += gradients[i] * (values[i] - mean)
-    return total, products
+@formula
+def sums_of_gradient(gradients, values, mean, ahead):
+    """Sums of g and of g * (x - mean), in the type of `mean`; asks for the lines of both `ahead` meanwhile."""
+    size = values.size
+    gradients_ahead, values_ahead = ahead
+    total = splat(type(mean)(0))
+    products = total
+    total_2 = total
+    products_2 = total
+    i = 0
+    while i + 2 * LANES <= size:
+        prefetch(gradients_ahead, i)
+        prefetch(gradients_ahead, i + LANES)
+        prefetch(values_ahead, i)
+        prefetch(values_ahead, i + LANES)
+        g = load(gradients, i, mean)
+        h = load(gradients, i + LANES, mean)
+        total = total + g
+        total_2 = total_2 + h
+        products = fmuladd(g, deviations(values, i, mean), products)
+        products_2 = fmuladd(h, deviations(values, i + LANES, mean), products_2)
+        i += 2 * LANES
+    if i + LANES <= size:
+        g = load(gradients, i, mean)
+        total = total + g
+        products = fmuladd(g, deviations(values, i, mean), products)
+        i += LANES
+    first = lane_sum(total + total_2)
+    second = lane_sum(products + products_2)
+    while i < size:
+        single = element(gradients, i, mean)
+        first += single
+        second = fmuladd(single, deviation(values, i, mean), second)
+        i += 1
+    return first, second

@@ -45,20 +45,26 @@ def fits(mean, scale, narrow):
     return fits_float32(mean, mean - np.float64(narrow(mean)), scale)
 
 
+@formula
+def fill_coefficients(mean, var, weight, bias, c, eps, wide, narrow, k):
+    """Fill column k of `wide` and of `narrow` with mean, scale, shift of channel c; returns whether narrow serves."""
+    scale = channel_scale(var, weight, c, eps)
+    shift = bias[c] if bias.size else 0.0
+    kind = narrow.dtype.type
+    wide[0, k], wide[1, k], wide[2, k] = mean, scale, shift
+    narrow[0, k], narrow[1, k], narrow[2, k] = split(mean, scale, shift, kind)
+    return fits(mean, scale, kind)
+
+
 @serial_kernel(reads=("mean", "var", "weight", "bias"))
 def coefficients(mean, var, weight, bias, eps, wide, narrow, narrow_serves):
     """Fill mean, scale, shift of y = (x - mean) * scale + shift: in float64, and split into narrower arithmetic.
 
     `narrow_serves[c]` says whether the narrower is accurate enough for channel c; returns whether it is for all.
     """
-    kind = narrow.dtype.type
     all_served = True
     for c in range(var.size):
-        scale = channel_scale(var[c], weight, c, eps)
-        shift = bias[c] if bias.size else 0.0
-        wide[0, c], wide[1, c], wide[2, c] = mean[c], scale, shift
-        narrow[0, c], narrow[1, c], narrow[2, c] = split(mean[c], scale, shift, kind)
-        narrow_serves[c] = fits(mean[c], scale, kind)
+        narrow_serves[c] = fill_coefficients(mean[c], var[c], weight, bias, c, eps, wide, narrow, c)
         all_served &= narrow_serves[c]
     return all_served
 

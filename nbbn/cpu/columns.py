@@ -4,166 +4,173 @@ Data is the canonical (outer, channels, inner) with each row x[o] contiguous, ta
 columns. With few columns, `fold` rows that follow each other in memory are taken as one, so that rows are long
 enough for full vectors; rows left over at the end are taken singly. Column j belongs to channel
 (j // inner) % channels. Statistics accumulate per column and merge into channels at the end; the affine step
-expands the per-channel coefficients to columns once a tile. No remainders, no gathers.
+expands the per-channel coefficients to columns once a tile. No gathers.
 """
+
+import math
 
 import numpy as np
 from numba import prange
 
+from nbbn.cpu.affine import normalize_add_row, normalize_row
 from nbbn.cpu.blocks import CHUNK
-from nbbn.cpu.channels import from_deviations
+from nbbn.cpu.channels import fill_coefficients, from_deviations
 from nbbn.cpu.channels import merge_formula as merge
-from nbbn.cpu.jit import elementwise, formula, kernel, reduction
-from nbbn.cpu.rows import block_is_exact, finite_or_zero
-from nbbn.cpu.simd import fmuladd, run
+from nbbn.cpu.jit import formula, kernel
+from nbbn.cpu.memory import (
+    deviation,
+    deviations,
+    element,
+    fence,
+    holds_integers,
+    least_squares,
+    load,
+    run,
+    store,
+    sum_origin,
+)
+from nbbn.cpu.rows import finite_or_zero
+from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, TILE, chunk_of_rows, clear, expand, tile_width
+from nbbn.cpu.vector import LANES, fmuladd
 
-#: Columns worked on together: their float32 accumulators (3 x 2 kB) stay in the first-level cache.
-TILE = 512
-
-#: Rows a block of statistics: block and accumulators (128 kB of float32) stay in the second-level cache.
-BLOCK_ROWS = 64
-
-#: Rows a parallel chunk of statistics: merging a chunk's columns into channels costs about one row of work each.
-CHUNK_ROWS = 512
-
-# --- tiles --------------------------------------------------------------------------------------------------------
-
-
-@formula
-def tile_width(width, fold, inner):
-    """Columns a tile: whole channels, about TILE of them; a folded row is one tile."""
-    return width if fold > 1 else min(width, max(1, TILE // inner) * inner)
+# --- statistics -----------------------------------------------------------------------------------------------------
 
 
 @formula
-def chunk_of_rows(k, chunk, outer, fold):
-    """Rows [r0, r1) in steps of `step` of chunk number k; the chunk after the last holds what folding left over."""
-    whole = outer // fold * fold
-    r0 = k * chunk * fold
-    if r0 < whole:
-        return r0, min(r0 + chunk * fold, whole), fold
-    return whole, outer, np.int64(1)
-
-
-@elementwise
-def clear(values):
-    for j in range(values.size):  # a tenth of what values[:] = 0 takes to compile
-        values[j] = 0
-
-
-@reduction
-def add_row(values, total):
-    for j in range(total.size):
-        total[j] += values[j]
-
-
-@reduction
-def add_deviations(values, origin, first, second):
-    for j in range(origin.size):
-        deviation = values[j] - origin[j]
-        first[j] += deviation
-        second[j] += deviation * deviation
+def add_deviations(x, r, step, rows, j0, origin, total, squares):
+    """Add d and d * d, d = x - origin, of `rows` rows to sums per column."""
+    like = origin.dtype.type(0)
+    width = origin.size
+    j = 0
+    while j + LANES <= width:
+        first = load(total, j, like)
+        second = load(squares, j, like)
+        for k in range(rows):
+            d = deviations(run(x, r + k * step, 0, j0, j0 + width), j, origin)
+            first = first + d
+            second = fmuladd(d, d, second)
+        store(total, j, first)
+        store(squares, j, second)
+        j += LANES
+    while j < width:
+        for k in range(rows):
+            single = deviation(run(x, r + k * step, 0, j0, j0 + width), j, origin)
+            total[j] += single
+            squares[j] = fmuladd(single, single, squares[j])
+        j += 1
 
 
 @formula
-def block_columns(x, r0, r1, step, j0, origin, first, second):
-    """Per column of a tile: a mean (origin) and sums of d and d * d of its block. False if a square was unsafe."""
-    clear(origin)
-    clear(first)
-    clear(second)
-    j1 = j0 + origin.size
-    for r in range(r0, r1, step):
-        add_row(run(x, r, 0, j0, j1), origin)
-    rows = origin.dtype.type((r1 - r0) // step)
-    for j in range(origin.size):
-        origin[j] /= rows
-    for r in range(r0, r1, step):
-        add_deviations(run(x, r, 0, j0, j1), origin, first, second)
-    safe = True
-    for j in range(origin.size):
-        safe &= block_is_exact(second[j], origin.dtype)
-    return safe
+def add_block(x, r0, r1, step, j0, origin, total, squares):
+    """The same for all rows of a block, from zero."""
+    clear(total)
+    clear(squares)
+    r = r0
+    while r + STRIP * step <= r1:
+        add_deviations(x, r, step, STRIP, j0, origin, total, squares)
+        r += STRIP * step
+    while r < r1:
+        add_deviations(x, r, step, 1, j0, origin, total, squares)
+        r += step
 
 
 @formula
-def wide_block_columns(x, r0, r1, step, j0, origin, first, second):
-    """The same in float64 arrays and from the first row on: nothing overflows or underflows that need not."""
-    start = run(x, r0, 0, j0, j0 + origin.size)
-    clear(first)
-    clear(second)
-    for r in range(r0, r1, step):
-        values = run(x, r, 0, j0, j0 + origin.size)
-        for j in range(origin.size):
-            first[j] += values[j] - finite_or_zero(np.float64(start[j]))
-    for j in range(origin.size):
-        origin[j] = finite_or_zero(np.float64(start[j])) + first[j] / ((r1 - r0) // step)
-    clear(first)
-    for r in range(r0, r1, step):
-        values = run(x, r, 0, j0, j0 + origin.size)
-        for j in range(origin.size):
-            deviation = values[j] - origin[j]
-            first[j] += deviation
-            second[j] += deviation * deviation
+def fill_origin(x, r0, r1, step, j0, origin, sums):
+    """Something near the mean of every channel, in all its columns: that of its first rows.
 
-
-@elementwise
-def merge_block(count, mean, m2, block_count, origin, first, second):
-    """Merge a block into the running moments of every column; all columns have the same counts."""
-    for j in range(mean.size):
-        block_mean, block_m2 = from_deviations(
-            block_count, np.float64(origin[j]), np.float64(first[j]), np.float64(second[j])
-        )
-        _, mean[j], m2[j] = merge(count, mean[j], m2[j], block_count, block_mean, block_m2)
+    One origin a channel, so that sums of its columns are sums of the channel. Exactly their value if all are equal.
+    """
+    width = origin.size
+    channels, inner = x.shape[1], x.shape[2]
+    start = run(x, r0, 0, j0, j0 + width)
+    values = np.empty(width // inner if width < channels * inner else channels, origin.dtype)
+    for k in range(values.size):
+        values[k] = element(start, k * inner, sum_origin(x))
+    expand(values, origin, 0, inner)
+    end = min(r1, r0 + STRIP * step)
+    column_sums(x, r0, end, step, j0, origin, sums)
+    for k in range(values.size):
+        total, _ = channel_sums(sums, k, values.size, inner)
+        offset = total / ((end - r0) // step * (width // values.size))
+        values[k] += type(sum_origin(x))(np.floor(offset) if holds_integers(x) else offset)
+    expand(values, origin, 0, inner)
 
 
 @formula
-def merge_wide_block(x, r0, r1, step, j0, count, mean, m2):
-    origin = np.empty(mean.size)
-    first = np.empty(mean.size)
-    second = np.empty(mean.size)
-    wide_block_columns(x, r0, r1, step, j0, origin, first, second)
-    merge_block(count, mean, m2, (r1 - r0) // step, origin, first, second)
+def column_sums(x, r0, r1, step, j0, origin, sums):
+    """Sums of d and of d * d per column: blocks in the precision of `origin`, their sum in float64."""
+    width = origin.size
+    block_total = np.empty(width, origin.dtype)
+    block_squares = np.empty(width, origin.dtype)
+    clear(sums[0])
+    clear(sums[1])
+    for r in range(r0, r1, BLOCK_ROWS * step):
+        add_block(x, r, min(r + BLOCK_ROWS * step, r1), step, j0, origin, block_total, block_squares)
+        for j in range(width):
+            sums[0, j] += block_total[j]
+            sums[1, j] += block_squares[j]
+
+
+@formula
+def channel_sums(sums, k, channels, inner):
+    """Sums over the columns of channel k of a tile: inner of them, once every channels * inner columns."""
+    total = 0.0
+    squares = 0.0
+    for j in range(k * inner, sums.shape[1], channels * inner):
+        for i in range(j, j + inner):
+            total += sums[0, i]
+            squares += sums[1, i]
+    return total, squares
+
+
+@formula
+def merged_columns(x, rows, origin, sums, j0, least, mean, m2):
+    """Moments of the channels of a tile from the sums of its columns, written to mean[c], m2[c].
+
+    False if the sums of some channel may be inexact: they overflowed, are below `least`, or lost digits because
+    the origin was far from the mean.
+    """
+    width = origin.size
+    inner = x.shape[2]
+    channels = min(width // inner, x.shape[1])
+    count = rows * (width // channels)
+    exact = True
+    for k in range(channels):
+        total, squares = channel_sums(sums, k, channels, inner)
+        c = j0 // inner + k
+        mean[c], m2[c] = from_deviations(count, np.float64(origin[k * inner]), total, squares)
+        exact &= (holds_integers(x) or least <= squares < math.inf) and squares <= 4.0 * m2[c]
+    return exact
 
 
 @formula
 def tile_moments(x, r0, r1, step, j0, j1, mean, m2):
     """Moments of the channels in columns [j0, j1) of rows [r0, r1), written to mean[c], m2[c]."""
     width = j1 - j0
-    origin = np.empty(width, x.dtype)
-    first = np.empty(width, x.dtype)
-    second = np.empty(width, x.dtype)
-    column_mean = np.empty(width)
-    column_m2 = np.empty(width)
-    count = np.int64(0)
-    for r in range(r0, r1, BLOCK_ROWS * step):
-        end = min(r + BLOCK_ROWS * step, r1)
-        rows = (end - r) // step
-        if block_columns(x, r, end, step, j0, origin, first, second):
-            merge_block(count, column_mean, column_m2, rows, origin, first, second)
-        else:
-            merge_wide_block(x, r, end, step, j0, count, column_mean, column_m2)
-        count += rows
-    merge_columns(count, column_mean, column_m2, j0, x.shape[1], x.shape[2], mean, m2)
-
-
-@formula
-def merge_columns(rows, column_mean, column_m2, j0, channels, inner, mean, m2):
-    """Merge columns, `rows` values each, into their channels, in the order of the columns."""
-    folds = max(1, column_mean.size // (channels * inner))
-    tile_channels = column_mean.size // (folds * inner)
-    for k in range(tile_channels):
-        count = np.int64(0)
-        channel_mean = 0.0
-        channel_m2 = 0.0
-        for fold in range(folds):
-            for i in range(inner):
-                j = (fold * channels + k) * inner + i
-                count, channel_mean, channel_m2 = merge(
-                    count, channel_mean, channel_m2, rows, column_mean[j], column_m2[j]
-                )
-        c = j0 // inner + k
-        mean[c] = channel_mean
-        m2[c] = channel_m2
+    inner = x.shape[2]
+    rows = (r1 - r0) // step
+    origin = np.empty(width, type(sum_origin(x)))
+    sums = np.empty((2, width))
+    fill_origin(x, r0, r1, step, j0, origin, sums)
+    column_sums(x, r0, r1, step, j0, origin, sums)
+    if merged_columns(x, rows, origin, sums, j0, least_squares(x), mean, m2):
+        return
+    # in float64, for constant, huge, denormal, drifting and non-finite channels
+    start = run(x, r0, 0, j0, j1)
+    careful = np.empty(width)
+    channels = min(width // inner, x.shape[1])
+    values = np.empty(channels)
+    for k in range(channels):
+        values[k] = finite_or_zero(element(start, k * inner, 0.0))
+    expand(values, careful, 0, inner)
+    column_sums(x, r0, r1, step, j0, careful, sums)
+    if merged_columns(x, rows, careful, sums, j0, 0.0, mean, m2):
+        return
+    for k in range(channels):
+        values[k] = finite_or_zero(mean[j0 // inner + k])
+    expand(values, careful, 0, inner)
+    column_sums(x, r0, r1, step, j0, careful, sums)
+    merged_columns(x, rows, careful, sums, j0, 0.0, mean, m2)
 
 
 @kernel(reads=("x",))
@@ -196,68 +203,76 @@ def moments(x, fold, mean, m2):
         m2[c] = channel_m2
 
 
-# --- the affine step ------------------------------------------------------------------------------------------------
-
-
-@formula
-def expand(values, result, j0, inner):
-    """Per-channel values to the columns from j0 on."""
-    channels = values.size
-    c = (j0 // inner) % channels
-    i = j0 % inner
-    for j in range(result.size):
-        result[j] = values[c]
-        i += 1
-        if i == inner:
-            i = 0
-            c = c + 1 if c + 1 < channels else 0
-
-
-@elementwise
-def normalize_row(values, result, mean, scale, shift, floor):
-    for j in range(values.size):
-        y = fmuladd(values[j] - mean[j], scale[j], shift[j])
-        result[j] = floor if y < floor else y
-
-
-@elementwise
-def normalize_add_row(values, addend, result, mean, scale, shift, floor):
-    for j in range(values.size):
-        y = fmuladd(values[j] - mean[j], scale[j], shift[j]) + addend[j]
-        result[j] = floor if y < floor else y
+# --- normalization ------------------------------------------------------------------------------------------------
 
 
 @formula
 def affine_grid(outer, fold, width):
-    """(columns a tile, tiles, folded rows a chunk, chunks): about CHUNK values a task.
+    """(columns a tile, tiles, folded rows a chunk, chunks): about 4 * CHUNK values a task.
 
     The expanded coefficients of a tile stay in the first-level cache.
     """
     tile = min(width, 2 * TILE)
-    chunk = max(1, CHUNK // tile)
+    chunk = max(1, 4 * CHUNK // tile)
     whole = outer // fold
     return tile, -(-width // tile), chunk, -(-whole // chunk) + (1 if whole * fold < outer else 0)
 
 
+@formula
+def normalize_tile(x, addend, out, r0, r1, step, j0, j1, start, mean, scale, shift, floor, streaming):
+    """Columns [j0, j1) of rows [r0, r1); `start` is the column among those that the coefficients are for."""
+    inner = x.shape[2]
+    columns = np.empty((3, j1 - j0), mean.dtype)
+    expand(mean, columns[0], start, inner)
+    expand(scale, columns[1], start, inner)
+    expand(shift, columns[2], start, inner)
+    ready = columns[0], columns[1], columns[2]
+    for r in range(r0, r1, step):
+        if addend.size:
+            normalize_add_row(out, (x, addend), ready, floor, r, 0, j0, j1, streaming)
+        else:
+            normalize_row(out, (x,), ready, floor, r, 0, j0, j1, streaming)
+
+
 @kernel(reads=("x", "addend", "mean", "scale", "shift"))
-def normalize(x, addend, out, fold, mean, scale, shift, floor):
-    """out = max((x - mean) * scale + shift + addend, floor)."""
+def normalize(x, addend, out, fold, mean, scale, shift, floor, streaming):
+    """out = max((x - mean) * scale + shift + addend, floor).
+
+    From the end on: after statistics, which went from the beginning, the last rows are the ones in cache.
+    """
     outer, channels, inner = x.shape
     tile, tiles, chunk, chunks = affine_grid(outer, fold, fold * channels * inner)
-    for task in prange(chunks * tiles):
+    tasks = chunks * tiles
+    for task in prange(tasks):
         k, t = divmod(np.int64(task), tiles)
         r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
         j0 = t * tile
         j1 = min(j0 + tile, step * channels * inner)
-        columns = np.empty((3, j1 - j0), mean.dtype)
-        expand(mean, columns[0], j0, inner)
-        expand(scale, columns[1], j0, inner)
-        expand(shift, columns[2], j0, inner)
-        for r in range(r0, r1, step):
-            values = run(x, r, 0, j0, j1)
-            result = run(out, r, 0, j0, j1)
-            if addend.size:
-                added = run(addend, r, 0, j0, j1)
-                normalize_add_row(values, added, result, columns[0], columns[1], columns[2], floor)
-            else:
-                normalize_row(values, result, columns[0], columns[1], columns[2], floor)
+        normalize_tile(x, addend, out, r0, r1, step, j0, j1, j0, mean, scale, shift, floor, streaming)
+        fence()
+
+
+@kernel(reads=("x", "addend", "weight", "bias"))
+def train_by_tile(x, addend, out, weight, bias, eps, floor, streaming, mean, m2):
+    """Statistics, then normalize, one tile of whole channels at a time: the second read finds it in cache."""
+    outer, channels, inner = x.shape
+    width = channels * inner
+    tile = tile_width(width, np.int64(1), inner)
+    for task in prange(-(-width // tile)):
+        j0 = np.int64(task) * tile
+        j1 = min(j0 + tile, width)
+        c0, c1 = j0 // inner, j1 // inner
+        tile_moments(x, np.int64(0), outer, np.int64(1), j0, j1, mean, m2)
+        wide = np.empty((3, c1 - c0))
+        narrow = np.empty((3, c1 - c0), type(floor))
+        narrow_serves = True
+        for c in range(c0, c1):
+            var = m2[c] / (outer * inner)
+            narrow_serves &= fill_coefficients(mean[c], var, weight, bias, c, eps, wide, narrow, c - c0)
+        if narrow_serves:
+            normalize_tile(x, addend, out, 0, outer, 1, j0, j1, 0, narrow[0], narrow[1], narrow[2], floor, streaming)
+        else:
+            normalize_tile(
+                x, addend, out, 0, outer, 1, j0, j1, 0, wide[0], wide[1], wide[2], np.float64(floor), streaming
+            )
+        fence()

@@ -3,17 +3,41 @@
 import numpy as np
 from numba import prange
 
-from nbbn.cpu.columns import BLOCK_ROWS, CHUNK_ROWS, affine_grid, chunk_of_rows, clear, expand, tile_width
-from nbbn.cpu.jit import elementwise, formula, kernel, reduction
+from nbbn.cpu.affine import gradient_row
+from nbbn.cpu.channels import gradient_coefficients
+from nbbn.cpu.columns import affine_grid
+from nbbn.cpu.jit import formula, kernel
+from nbbn.cpu.memory import deviation, deviations, element, fence, load, run, store
 from nbbn.cpu.rows_backward import products_are_exact
-from nbbn.cpu.simd import fmuladd, run
+from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, clear, expand, tile_width
+from nbbn.cpu.vector import LANES, fmuladd
 
 
-@reduction
-def add_gradients(gradients, values, mean, total, products):
-    for j in range(mean.size):
-        total[j] += gradients[j]
-        products[j] += gradients[j] * (values[j] - mean[j])
+@formula
+def add_gradients(gradients, x, r, step, rows, j0, mean, total, products):
+    """Add g and g * (x - mean) of `rows` rows to sums per column."""
+    like = mean.dtype.type(0)
+    width = mean.size
+    j1 = j0 + width
+    j = 0
+    while j + LANES <= width:
+        first = load(total, j, like)
+        second = load(products, j, like)
+        for k in range(rows):
+            r_k = r + k * step
+            g = load(run(gradients, r_k, 0, j0, j1), j, like)
+            first = first + g
+            second = fmuladd(g, deviations(run(x, r_k, 0, j0, j1), j, mean), second)
+        store(total, j, first)
+        store(products, j, second)
+        j += LANES
+    while j < width:
+        for k in range(rows):
+            r_k = r + k * step
+            single = element(run(gradients, r_k, 0, j0, j1), j, like)
+            total[j] += single
+            products[j] = fmuladd(single, deviation(run(x, r_k, 0, j0, j1), j, mean), products[j])
+        j += 1
 
 
 @formula
@@ -21,9 +45,13 @@ def block_gradient_sums(gradients, x, r0, r1, step, j0, mean, total, products):
     """Sums of g and g * (x - mean) per column of one block, in the precision of `mean`. False if unsafe."""
     clear(total)
     clear(products)
-    j1 = j0 + mean.size
-    for r in range(r0, r1, step):
-        add_gradients(run(gradients, r, 0, j0, j1), run(x, r, 0, j0, j1), mean, total, products)
+    r = r0
+    while r + STRIP * step <= r1:
+        add_gradients(gradients, x, r, step, STRIP, j0, mean, total, products)
+        r += STRIP * step
+    while r < r1:
+        add_gradients(gradients, x, r, step, 1, j0, mean, total, products)
+        r += step
     safe = True
     for j in range(mean.size):
         safe &= products_are_exact(products[j], mean.dtype)
@@ -87,28 +115,54 @@ def gradient_sums(gradients, x, fold, mean, total, products):
             products[c] += part_products[k, c]
 
 
-@elementwise
-def gradient_row(gradients, values, result, mean, scale, slope, offset):
-    for j in range(values.size):
-        result[j] = fmuladd(scale[j], gradients[j], fmuladd(slope[j], values[j] - mean[j], offset[j]))
+@formula
+def write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, streaming, grad_x):
+    """grad_x in columns [j0, j1) of rows [r0, r1)."""
+    inner = x.shape[2]
+    columns = np.empty((4, j1 - j0), mean.dtype)
+    expand(mean, columns[0], j0, inner)
+    expand(scale, columns[1], j0, inner)
+    expand(slope, columns[2], j0, inner)
+    expand(offset, columns[3], j0, inner)
+    like = mean.dtype.type(0)
+    ready = columns[0], columns[1], columns[2], columns[3]
+    for r in range(r0, r1, step):
+        gradient_row(grad_x, (gradients, x), ready, like, r, 0, j0, j1, streaming)
 
 
 @kernel(reads=("gradients", "x", "mean", "scale", "slope", "offset"))
-def apply(gradients, x, fold, mean, scale, slope, offset, grad_x):
-    """grad_x = scale * g + slope * (x - mean) + offset."""
+def apply(gradients, x, fold, mean, scale, slope, offset, streaming, grad_x):
+    """grad_x = scale * g + slope * (x - mean) + offset; from the end on, as in `columns.normalize`."""
     outer, channels, inner = x.shape
     tile, tiles, chunk, chunks = affine_grid(outer, fold, fold * channels * inner)
-    for task in prange(chunks * tiles):
-        k, t = divmod(np.int64(task), tiles)
+    tasks = chunks * tiles
+    for task in prange(tasks):
+        k, t = divmod(tasks - 1 - np.int64(task), tiles)
         r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
         j0 = t * tile
         j1 = min(j0 + tile, step * channels * inner)
-        columns = np.empty((4, j1 - j0), mean.dtype)
-        expand(mean, columns[0], j0, inner)
-        expand(scale, columns[1], j0, inner)
-        expand(slope, columns[2], j0, inner)
-        expand(offset, columns[3], j0, inner)
-        for r in range(r0, r1, step):
-            values = run(x, r, 0, j0, j1)
-            result = run(grad_x, r, 0, j0, j1)
-            gradient_row(run(gradients, r, 0, j0, j1), values, result, columns[0], columns[1], columns[2], columns[3])
+        write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, streaming, grad_x)
+        fence()
+
+
+@kernel(reads=("gradients", "x", "mean", "high", "inv_std", "weight"))
+def backward_by_tile(gradients, x, mean, high, inv_std, weight, streaming, grad_x, grad_weight, grad_bias):
+    """Sums, then the input gradient, one tile of whole channels at a time: the second read finds it in cache."""
+    outer, channels, inner = x.shape
+    width = channels * inner
+    tile = tile_width(width, np.int64(1), inner)
+    total = np.zeros(channels)
+    products = np.zeros(channels)
+    scale = np.empty(channels, high.dtype)
+    slope = np.empty(channels, high.dtype)
+    offset = np.empty(channels, high.dtype)
+    for task in prange(-(-width // tile)):
+        j0 = np.int64(task) * tile
+        j1 = min(j0 + tile, width)
+        tile_gradient_sums(gradients, x, high, np.int64(0), outer, np.int64(1), j0, j1, total, products)
+        for c in range(j0 // inner, j1 // inner):
+            scale[c], slope[c], offset[c], grad_weight[c], grad_bias[c] = gradient_coefficients(
+                outer * inner, total[c], products[c], mean[c], high[c], inv_std[c], weight, c
+            )
+        write_tile(gradients, x, np.int64(0), outer, np.int64(1), j0, j1, high, scale, slope, offset, streaming, grad_x)
+        fence()

@@ -17,8 +17,6 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from nbbn.cpu import threads
 
-#: What a sum may do that strict IEEE order forbids; NaN and Inf keep their meaning (no "nnan", "ninf").
-_REASSOCIATE = {"reassoc", "contract", "arcp", "nsz"}
 #: Functions that only other compiled functions call: no way in from Python or C, a fifth less to compile.
 _INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
@@ -51,16 +49,11 @@ def elementwise(function):
     return njit(nogil=True, error_model="numpy", **_INNER)(function)
 
 
-def reduction(function):
-    """Compile a loop that sums: the compiler may reorder the sum, in one fixed way per length."""
-    return njit(nogil=True, error_model="numpy", fastmath=_REASSOCIATE, **_INNER)(function)
-
-
 class Kernel:
     """An entry point, compiled for the precisions it meets and for nothing else.
 
     Numba would compile anew for every mix of C-contiguous, strided and read-only arrays. Here all 3-d arrays are
-    taken as "any layout" (rows of them are contiguous: `simd.run`) and those that are only read as read-only, so
+    taken as "any layout" (rows of them are contiguous: `memory.run`) and those that are only read as read-only, so
     that one compiled kernel a precision serves them all.
     """
 
@@ -165,7 +158,7 @@ def _folders():
     return [Path(root) / "nbbn-kernels" / _stamp() for root in roots if root]
 
 
-class _Locator(caching._CacheLocator):  # type: ignore[misc]
+class _Locator(caching._CacheLocator):
     def __init__(self, variant):
         self._variant = variant
 
@@ -182,7 +175,7 @@ class _Locator(caching._CacheLocator):  # type: ignore[misc]
         return self._variant
 
 
-class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
+class _Implementation(caching.CompileResultCacheImpl):
     def __init__(self, function, variant):
         self._lineno = function.__code__.co_firstlineno
         self._locator = _Locator(variant)
@@ -241,7 +234,7 @@ def _write(path, content):
         raise
 
 
-class _Cache(caching.FunctionCache):  # type: ignore[misc]
+class _Cache(caching.FunctionCache):
     def __init__(self, function, variant):
         self._name = repr(function)
         self._py_func = function

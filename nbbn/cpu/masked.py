@@ -10,7 +10,7 @@ from numba import prange
 from nbbn.cpu.blocks import CHUNK
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
-from nbbn.cpu.rows import block_moments
+from nbbn.cpu.rows import box_moments
 
 #: Values a buffer, and channels a task: 16 buffers of 512 float32 are 32 kB, and 16 channels side by side are
 #: one cache line, so that channels-last data is read once.
@@ -21,8 +21,9 @@ GROUP = 16
 @formula
 def flush(buffers, k, size, count, mean, m2):
     """Merge the first `size` values of buffer k into the running moments."""
-    block_mean, block_m2 = block_moments(buffers, k, 0, 1, 0, size)
-    return merge(count, mean, m2, size, block_mean, block_m2)
+    block = np.empty((2, 1))
+    box_moments(buffers, 0, 1, k, k + 1, 0, size, block[0], block[1])
+    return merge(count, mean, m2, size, block[0, 0], block[1, 0])
 
 
 @formula

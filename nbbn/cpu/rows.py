@@ -4,42 +4,69 @@ All arrays are canonical 3-d views (outer, channels, inner) with a contiguous la
 `addend` or `gradients` it has the shape of `x`. Empty `weight` and `bias` mean absent; an empty `addend` too.
 """
 
+import math
+
 import numpy as np
 from numba import prange
 
-from nbbn.cpu import blocks
-from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid
-from nbbn.cpu.channels import channel_scale, fits, from_deviations, split
+from nbbn.cpu.affine import normalize_add_row, normalize_row
+from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid, sums_of_deviations
+from nbbn.cpu.channels import fill_coefficients, from_deviations
 from nbbn.cpu.channels import merge_formula as merge
-from nbbn.cpu.jit import elementwise, formula, kernel
-from nbbn.cpu.simd import fmuladd, run
+from nbbn.cpu.jit import formula, kernel
+from nbbn.cpu.memory import deviation, element, fence, holds_integers, least_squares, run, sum_origin
 
-# --- one block, one chunk -------------------------------------------------------------------------------------
+#: Values, spread over a run, that the origin is the mean of: about an eighth of a standard deviation off.
+SAMPLE = 32
 
-
-@formula
-def block_is_exact(m2, dtype):
-    """False where squares of this storage precision overflowed, or may have lost digits to denormals."""
-    return np.finfo(dtype).tiny * 2.0**33 <= m2 < np.inf
+# --- statistics of one chunk of a channel ------------------------------------------------------------------------
 
 
 @formula
-def block_moments(x, c, o0, o1, i0, i1):
-    """Mean and m2 of one block of channel c."""
+def origin_of(x, c, o, i0, i1):
+    """Something near the mean: that of a sample of the first run. Exactly their value if all are equal."""
+    values = run(x, o, c, i0, min(i1, i0 + BLOCK))
+    first = element(values, 0, sum_origin(x))
+    stride = max(1, values.size // SAMPLE)
+    total = type(first)(0)
+    for i in range(0, values.size, stride):
+        total += deviation(values, i, first)
+    offset = total / (-(-values.size // stride))
+    return first + type(first)(np.floor(offset) if holds_integers(x) else offset)
+
+
+@formula
+def sums_are_exact(x, squares, m2):
+    """False where squares overflowed or lost digits to denormals, or the origin was too far from the mean."""
+    return (holds_integers(x) or least_squares(x) <= squares < math.inf) and squares <= 4.0 * m2
+
+
+@formula
+def box_moments(x, o0, o1, c0, c1, i0, i1, mean, m2):
+    """Moments of the chunk o0:o1, i0:i1 of the channels from c0 to c1, written to mean and m2 (c1 - c0 values).
+
+    In the order of memory: what one channel gets does not depend on which others there are.
+    """
+    channels = c1 - c0
+    origin = np.empty(channels, type(sum_origin(x)))
+    total = np.zeros(channels)
+    squares = np.zeros(channels)
+    for k in range(channels):
+        origin[k] = origin_of(x, c0 + k, o0, i0, i1)
+    for o in range(o0, o1):
+        for k in range(channels):
+            for i in range(i0, i1, BLOCK):
+                end = min(i + BLOCK, i1)
+                # the next run of the same channel: in a row of memory of its own unless this one is long
+                ahead = run(x, o, c0 + k, end, i1) if end < i1 else run(x, o + 1, c0 + k, i0, i1)
+                first, second = sums_of_deviations(run(x, o, c0 + k, i, end), ahead, origin[k])
+                total[k] += np.float64(first)
+                squares[k] += np.float64(second)
     count = (o1 - o0) * (i1 - i0)
-    total = x.dtype.type(0)
-    for o in range(o0, o1):
-        total += blocks.sum_of(run(x, o, c, i0, i1))
-    origin = total / x.dtype.type(count)
-    first = x.dtype.type(0)
-    second = x.dtype.type(0)
-    for o in range(o0, o1):
-        deviation, square = blocks.sums_of_deviations(run(x, o, c, i0, i1), origin)
-        first += deviation
-        second += square
-    if not block_is_exact(second, x.dtype):
-        return wide_block_moments(x, c, o0, o1, i0, i1)
-    return from_deviations(count, np.float64(origin), np.float64(first), np.float64(second))
+    for k in range(channels):
+        mean[k], m2[k] = from_deviations(count, np.float64(origin[k]), total[k], squares[k])
+        if not sums_are_exact(x, squares[k], m2[k]):
+            mean[k], m2[k] = careful_moments(x, c0 + k, o0, o1, i0, i1)
 
 
 @formula
@@ -49,37 +76,28 @@ def finite_or_zero(value):
 
 
 @formula
-def wide_block_moments(x, c, o0, o1, i0, i1):
-    """The same in float64 from the first value on: for huge, denormal, constant and non-finite blocks."""
-    count = (o1 - o0) * (i1 - i0)
-    origin = finite_or_zero(np.float64(x[o0, c, i0]))
+def careful_sums(x, c, o0, o1, i0, i1, origin):
     total = 0.0
+    squares = 0.0
     for o in range(o0, o1):
-        total += blocks.sums_of_deviations(run(x, o, c, i0, i1), origin)[0]
-    mean = origin + total / count
-    first = 0.0
-    second = 0.0
-    for o in range(o0, o1):
-        deviation, square = blocks.sums_of_deviations(run(x, o, c, i0, i1), mean)
-        first += deviation
-        second += square
-    return from_deviations(count, mean, first, second)
+        for i in range(i0, i1, BLOCK):
+            values = run(x, o, c, i, min(i + BLOCK, i1))
+            first, second = sums_of_deviations(values, values, origin)
+            total += first
+            squares += second
+    return total, squares
 
 
 @formula
-def chunk_moments(x, c, o0, o1, i0, i1):
-    """Mean and m2 of one chunk of channel c: its blocks, merged in order."""
-    rows = max(1, BLOCK // (i1 - i0))
-    count = np.int64(0)
-    mean = 0.0
-    m2 = 0.0
-    for o in range(o0, o1, rows):
-        o_end = min(o + rows, o1)
-        for i in range(i0, i1, BLOCK):
-            i_end = min(i + BLOCK, i1)
-            block_mean, block_m2 = block_moments(x, c, o, o_end, i, i_end)
-            block_count = (o_end - o) * (i_end - i)
-            count, mean, m2 = merge(count, mean, m2, block_count, block_mean, block_m2)
+def careful_moments(x, c, o0, o1, i0, i1):
+    """The same in float64: for constant, huge, denormal, drifting and non-finite chunks of one channel."""
+    count = (o1 - o0) * (i1 - i0)
+    origin = finite_or_zero(element(run(x, o0, c, i0, i1), 0, 0.0))
+    total, squares = careful_sums(x, c, o0, o1, i0, i1, origin)
+    mean, m2 = from_deviations(count, origin, total, squares)
+    if 4.0 * m2 < squares < math.inf:  # the origin is far off: once more, from the mean
+        total, squares = careful_sums(x, c, o0, o1, i0, i1, mean)
+        mean, m2 = from_deviations(count, mean, total, squares)
     return mean, m2
 
 
@@ -95,67 +113,40 @@ def merge_chunks(outer, inner, means, m2s):
     return mean, m2
 
 
-# --- one row ----------------------------------------------------------------------------------------------------
-
-
-@elementwise
-def normalize_row(values, result, mean, scale, shift, floor):
-    for i in range(values.size):
-        y = fmuladd(values[i] - mean, scale, shift)
-        result[i] = floor if y < floor else y
-
-
-@elementwise
-def normalize_add_row(values, addend, result, mean, scale, shift, floor):
-    for i in range(values.size):
-        y = fmuladd(values[i] - mean, scale, shift) + addend[i]
-        result[i] = floor if y < floor else y
-
-
-@formula
-def normalize_rows(x, addend, out, c, o0, o1, i0, i1, mean, scale, shift, floor):
-    """Part of one channel. `out` may be `x`: every value is read before it is written."""
-    for o in range(o0, o1):
-        values = run(x, o, c, i0, i1)
-        result = run(out, o, c, i0, i1)
-        if addend.size:
-            normalize_add_row(values, run(addend, o, c, i0, i1), result, mean, scale, shift, floor)
-        else:
-            normalize_row(values, result, mean, scale, shift, floor)
-
-
-# --- entry points -----------------------------------------------------------------------------------------------
-
-
 @kernel(reads=("x",))
-def moments(x, mean, m2):
-    """mean[c], m2[c] of every channel; the parallel unit is a chunk of a channel."""
+def moments(x, group, mean, m2):
+    """mean[c], m2[c] of every channel; a task is one chunk of `group` channels."""
     outer, channels, inner = x.shape
     _, _, along_outer, along_inner = chunk_grid(outer, inner)
     chunks = along_outer * along_inner
-    chunk_mean = np.empty((channels, chunks))
-    chunk_m2 = np.empty((channels, chunks))
-    for task in prange(channels * chunks):
-        c, k = divmod(np.int64(task), chunks)
+    groups = -(-channels // group)
+    chunk_mean = np.empty((chunks, channels))
+    chunk_m2 = np.empty((chunks, channels))
+    for task in prange(chunks * groups):
+        k, g = divmod(np.int64(task), groups)
         o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-        chunk_mean[c, k], chunk_m2[c, k] = chunk_moments(x, c, o0, o1, i0, i1)
+        c0 = g * group
+        c1 = min(c0 + group, channels)
+        box_moments(x, o0, o1, c0, c1, i0, i1, chunk_mean[k, c0:c1], chunk_m2[k, c0:c1])
     for c in range(channels):
-        mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[c], chunk_m2[c])
+        mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[:, c], chunk_m2[:, c])
+
+
+# --- normalization ------------------------------------------------------------------------------------------------
 
 
 @formula
-def normalize_channel(x, addend, out, c, o0, o1, i0, i1, mean, scale, shift, floor):
-    """Part of one channel, in the arithmetic of `floor` where that is accurate enough, else in float64."""
-    narrow = type(floor)
-    if fits(mean, scale, narrow):
-        high, narrow_scale, narrow_shift = split(mean, scale, shift, narrow)
-        normalize_rows(x, addend, out, c, o0, o1, i0, i1, high, narrow_scale, narrow_shift, floor)
+def normalize_part(x, addend, out, o, c, i0, i1, coefficients, k, floor, streaming):
+    """Part of one row, with column k of `coefficients` (mean, scale, shift) and in the arithmetic of `floor`."""
+    ready = coefficients[0, k], coefficients[1, k], coefficients[2, k]
+    if addend.size:
+        normalize_add_row(out, (x, addend), ready, floor, o, c, i0, i1, streaming)
     else:
-        normalize_rows(x, addend, out, c, o0, o1, i0, i1, mean, scale, shift, np.float64(floor))
+        normalize_row(out, (x,), ready, floor, o, c, i0, i1, streaming)
 
 
 @kernel(reads=("x", "addend", "wide", "narrow", "narrow_serves"))
-def normalize(x, addend, out, wide, narrow, narrow_serves, floor):
+def normalize(x, addend, out, wide, narrow, narrow_serves, floor, streaming):
     """out = max((x - mean) * scale + shift + addend, floor); tasks are runs of memory, whatever the channel.
 
     `wide` and `narrow` hold mean, scale and shift of every channel in float64 and in the arithmetic of `floor`.
@@ -171,33 +162,42 @@ def normalize(x, addend, out, wide, narrow, narrow_serves, floor):
         o, c = divmod(first * group, channels)
         for _ in range(min(group, outer * channels - first * group)):
             if narrow_serves[c]:
-                normalize_rows(x, addend, out, c, o, o + 1, i0, i1, narrow[0, c], narrow[1, c], narrow[2, c], floor)
+                normalize_part(x, addend, out, o, c, i0, i1, narrow, c, floor, streaming)
             else:
-                wide_floor = np.float64(floor)
-                normalize_rows(x, addend, out, c, o, o + 1, i0, i1, wide[0, c], wide[1, c], wide[2, c], wide_floor)
+                normalize_part(x, addend, out, o, c, i0, i1, wide, c, np.float64(floor), streaming)
             c += 1
             if c == channels:
                 c = 0
                 o += 1
+        fence()
 
 
 @kernel(reads=("x", "addend", "weight", "bias"))
-def train_by_channel(x, addend, out, weight, bias, eps, floor, mean, m2):
-    """Statistics, then normalize, one channel at a time: the second read finds the channel in cache."""
+def train_by_channel(x, addend, out, weight, bias, eps, floor, group, streaming, mean, m2):
+    """Statistics, then normalize, `group` channels at a time: the second read finds them in cache."""
     outer, channels, inner = x.shape
     _, _, along_outer, along_inner = chunk_grid(outer, inner)
     chunks = along_outer * along_inner
-    for task in prange(channels):
-        c = np.int64(task)
-        chunk_mean = np.empty(chunks)
-        chunk_m2 = np.empty(chunks)
+    for task in prange(-(-channels // group)):
+        c0 = np.int64(task) * group
+        size = min(group, channels - c0)
+        chunk_mean = np.empty((chunks, size))
+        chunk_m2 = np.empty((chunks, size))
         for k in range(chunks):
             o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-            chunk_mean[k], chunk_m2[k] = chunk_moments(x, c, o0, o1, i0, i1)
-        mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean, chunk_m2)
-
-        scale = channel_scale(m2[c] / (outer * inner), weight, c, eps)
-        shift = bias[c] if bias.size else 0.0
-        for k in range(chunks - 1, -1, -1):  # backwards: the last chunk is the one still in cache
-            o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-            normalize_channel(x, addend, out, c, o0, o1, i0, i1, mean[c], scale, shift, floor)
+            box_moments(x, o0, o1, c0, c0 + size, i0, i1, chunk_mean[k], chunk_m2[k])
+        wide = np.empty((3, size))
+        narrow = np.empty((3, size), type(floor))
+        narrow_serves = np.empty(size, np.bool_)
+        for k in range(size):
+            c = c0 + k
+            mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[:, k], chunk_m2[:, k])
+            var = m2[c] / (outer * inner)
+            narrow_serves[k] = fill_coefficients(mean[c], var, weight, bias, c, eps, wide, narrow, k)
+        for o in range(outer - 1, -1, -1):  # backwards: the last rows are the ones still in cache
+            for k in range(size):
+                if narrow_serves[k]:
+                    normalize_part(x, addend, out, o, c0 + k, 0, inner, narrow, k, floor, streaming)
+                else:
+                    normalize_part(x, addend, out, o, c0 + k, 0, inner, wide, k, np.float64(floor), streaming)
+        fence()

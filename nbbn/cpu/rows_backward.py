@@ -6,125 +6,122 @@
 import numpy as np
 from numba import prange
 
-from nbbn.cpu import blocks
-from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid
+from nbbn.cpu.affine import gradient_row
+from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid, sums_of_gradient
 from nbbn.cpu.channels import gradient_coefficients
-from nbbn.cpu.jit import elementwise, formula, kernel
-from nbbn.cpu.simd import fmuladd, run
-
-
-@formula
-def chunk_gradient_sums(gradients, x, mean, c, o0, o1, i0, i1):
-    """Sums of g and of g * (x - mean) over one chunk: blocks in the precision of `mean`, their sum in float64."""
-    total = 0.0
-    products = 0.0
-    for o in range(o0, o1):
-        for i in range(i0, i1, BLOCK):
-            end = min(i + BLOCK, i1)
-            block_total, block_products = blocks.sums_of_gradient(
-                run(gradients, o, c, i, end), run(x, o, c, i, end), mean
-            )
-            if not products_are_exact(block_products, x.dtype):
-                wide = np.float64(mean)
-                block_total, block_products = blocks.sums_of_gradient(
-                    run(gradients, o, c, i, end), run(x, o, c, i, end), wide
-                )
-            total += block_total
-            products += block_products
-    return total, products
+from nbbn.cpu.jit import formula, kernel
+from nbbn.cpu.memory import fence, run
 
 
 @formula
 def products_are_exact(products, dtype):
-    """False where products of this storage precision overflowed, or may have lost digits to denormals."""
+    """False where products of this precision overflowed, or may have lost digits to denormals."""
     size = abs(products)
     return size == 0.0 or np.finfo(dtype).tiny * 2.0**33 <= size < np.inf
 
 
-@elementwise
-def gradient_row(gradients, values, result, mean, scale, slope, offset):
-    for i in range(values.size):
-        result[i] = fmuladd(scale, gradients[i], fmuladd(slope, values[i] - mean, offset))
+@formula
+def box_gradient_sums(gradients, x, mean, o0, o1, c0, i0, i1, total, products):
+    """Add the sums of g and of g * (x - mean[c]) over a chunk of the channels from c0 on to total[k], products[k].
+
+    Runs in the precision of `mean`, their sum in float64; in the order of memory.
+    """
+    for o in range(o0, o1):
+        for k in range(total.size):
+            c = c0 + k
+            for i in range(i0, i1, BLOCK):
+                end = min(i + BLOCK, i1)
+                g = run(gradients, o, c, i, end)
+                values = run(x, o, c, i, end)
+                # the next runs of the same channel: in a row of memory of their own unless these are long
+                next_o, next_i = (o, end) if end < i1 else (o + 1, i0)
+                ahead = run(gradients, next_o, c, next_i, i1), run(x, next_o, c, next_i, i1)
+                first, second = sums_of_gradient(g, values, mean[c], ahead)
+                if products_are_exact(second, mean.dtype):
+                    total[k] += np.float64(first)
+                    products[k] += np.float64(second)
+                else:
+                    wide_first, wide_second = sums_of_gradient(g, values, np.float64(mean[c]), ahead)
+                    total[k] += wide_first
+                    products[k] += wide_second
 
 
 @kernel(reads=("gradients", "x", "mean"))
-def gradient_sums(gradients, x, mean, total, products):
-    """total[c] = sum of g, products[c] = sum of g * (x - mean[c]); the parallel unit is a chunk."""
+def gradient_sums(gradients, x, group, mean, total, products):
+    """total[c] = sum of g, products[c] = sum of g * (x - mean[c]); a task is one chunk of `group` channels."""
     outer, channels, inner = x.shape
     _, _, along_outer, along_inner = chunk_grid(outer, inner)
     chunks = along_outer * along_inner
-    chunk_total = np.empty((channels, chunks))
-    chunk_products = np.empty((channels, chunks))
-    for task in prange(channels * chunks):
-        c, k = divmod(np.int64(task), chunks)
+    groups = -(-channels // group)
+    chunk_total = np.zeros((chunks, channels))
+    chunk_products = np.zeros((chunks, channels))
+    for task in prange(chunks * groups):
+        k, g = divmod(np.int64(task), groups)
         o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-        sums = chunk_gradient_sums(gradients, x, mean[c], c, o0, o1, i0, i1)
-        chunk_total[c, k], chunk_products[c, k] = sums
+        c0 = g * group
+        c1 = min(c0 + group, channels)
+        sums = chunk_total[k, c0:c1], chunk_products[k, c0:c1]
+        box_gradient_sums(gradients, x, mean, o0, o1, c0, i0, i1, sums[0], sums[1])
     for c in range(channels):
-        total[c] = 0.0
-        products[c] = 0.0
-        for k in range(chunks):
-            total[c] += chunk_total[c, k]
-            products[c] += chunk_products[c, k]
+        total[c], products[c] = add_chunks(chunk_total[:, c], chunk_products[:, c])
 
 
 @formula
-def channel_gradient_sums(gradients, x, mean, c):
-    """Sums of g and of g * (x - mean) over one channel: its chunks, in order."""
-    outer, _, inner = x.shape
-    _, _, along_outer, along_inner = chunk_grid(outer, inner)
+def add_chunks(totals, products):
+    """Sums over a channel from those over its chunks, in order."""
     total = 0.0
-    products = 0.0
-    for k in range(along_outer * along_inner):
-        o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-        chunk_total, chunk_products = chunk_gradient_sums(gradients, x, mean, c, o0, o1, i0, i1)
-        total += chunk_total
-        products += chunk_products
-    return total, products
+    product = 0.0
+    for k in range(totals.size):
+        total += totals[k]
+        product += products[k]
+    return total, product
 
 
 @kernel(reads=("gradients", "x", "mean", "high", "inv_std", "weight"))
-def backward_by_channel(gradients, x, mean, high, inv_std, weight, grad_x, grad_weight, grad_bias):
-    """Sums, then the input gradient, one channel at a time: the second read finds the channel in cache."""
+def backward_by_channel(gradients, x, mean, high, inv_std, weight, group, streaming, grad_x, grad_weight, grad_bias):
+    """Sums, then the input gradient, `group` channels at a time: the second read finds them in cache."""
     outer, channels, inner = x.shape
-    narrow = high.dtype.type
-    for task in prange(channels):
-        c = np.int64(task)
-        total, products = channel_gradient_sums(gradients, x, high[c], c)
-        scale, slope, offset, grad_weight[c], grad_bias[c] = gradient_coefficients(
-            outer * inner, total, products, mean[c], high[c], inv_std[c], weight, c
-        )
-        for o in range(outer - 1, -1, -1):
-            gradient_row(
-                run(gradients, o, c, 0, inner),
-                run(x, o, c, 0, inner),
-                run(grad_x, o, c, 0, inner),
-                high[c],
-                narrow(scale),
-                narrow(slope),
-                narrow(offset),
+    _, _, along_outer, along_inner = chunk_grid(outer, inner)
+    chunks = along_outer * along_inner
+    like = high.dtype.type(0)
+    for task in prange(-(-channels // group)):
+        c0 = np.int64(task) * group
+        size = min(group, channels - c0)
+        totals = np.zeros((chunks, size))
+        products = np.zeros((chunks, size))
+        for k in range(chunks):
+            o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
+            box_gradient_sums(gradients, x, high, o0, o1, c0, i0, i1, totals[k], products[k])
+        coefficients = np.empty((3, size), high.dtype)
+        for k in range(size):
+            c = c0 + k
+            total, product = add_chunks(totals[:, k], products[:, k])
+            scale, slope, offset, grad_weight[c], grad_bias[c] = gradient_coefficients(
+                outer * inner, total, product, mean[c], high[c], inv_std[c], weight, c
             )
+            coefficients[0, k], coefficients[1, k], coefficients[2, k] = scale, slope, offset
+        for o in range(outer - 1, -1, -1):
+            for k in range(size):
+                c = c0 + k
+                ready = high[c], coefficients[0, k], coefficients[1, k], coefficients[2, k]
+                gradient_row(grad_x, (gradients, x), ready, like, o, c, 0, inner, streaming)
+        fence()
 
 
 @kernel(reads=("gradients", "x", "mean", "scale", "slope", "offset"))
-def apply(gradients, x, mean, scale, slope, offset, grad_x):
+def apply(gradients, x, mean, scale, slope, offset, streaming, grad_x):
     """grad_x = scale * g + slope * (x - mean) + offset; tasks are runs of memory, whatever the channel."""
     outer, channels, inner = x.shape
     pieces = -(-inner // CHUNK)
     group = max(1, CHUNK // inner)
     groups = -(-(outer * channels) // group)
+    like = mean.dtype.type(0)
     for task in prange(groups * pieces):
         first, piece = divmod(np.int64(task), pieces)
         i0 = piece * CHUNK
         i1 = min(i0 + CHUNK, inner)
         for r in range(first * group, min(first * group + group, outer * channels)):
             o, c = divmod(r, channels)
-            gradient_row(
-                run(gradients, o, c, i0, i1),
-                run(x, o, c, i0, i1),
-                run(grad_x, o, c, i0, i1),
-                mean[c],
-                scale[c],
-                slope[c],
-                offset[c],
-            )
+            ready = mean[c], scale[c], slope[c], offset[c]
+            gradient_row(grad_x, (gradients, x), ready, like, o, c, i0, i1, streaming)
+        fence()

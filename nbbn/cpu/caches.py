@@ -1,0 +1,37 @@
+"""The caches of this machine, and what follows from their sizes: what to keep in them and what to write past them."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+#: Where the system does not say: common sizes.
+_SECOND_LEVEL, _LAST_LEVEL = 512 << 10, 16 << 20
+
+
+@cache
+def sizes() -> tuple[int, int]:
+    """Bytes of the second-level cache of one core, and of the last-level cache."""
+    found: dict[int, int] = {}
+    for folder in _CACHES.glob("index*"):
+        try:
+            kind, level, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+            if kind != "Instruction":
+                found[int(level)] = int(size.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(size[-1], 0)
+        except (OSError, ValueError):
+            continue
+    return found.get(2, _SECOND_LEVEL), found[max(found)] if found else _LAST_LEVEL
+
+
+def streams(result: Any, *inputs: Any) -> bool:
+    """Whether to write a result past the caches, with non-temporal stores.
+
+    An ordinary store reads the line first and throws others out of the cache. A non-temporal one does neither, but
+    whoever reads the result next must fetch it from memory. So: above a quarter of the last-level cache (which
+    other cores use too), and never in place, where the line is in cache already.
+    """
+    if result.nbytes < sizes()[1] // 4:
+        return False
+    start = result.__array_interface__["data"][0]
+    return all(array is None or array.__array_interface__["data"][0] != start for array in inputs)

@@ -1,0 +1,85 @@
+"""How the columns family cuts rows of memory into tiles of columns, and chunks of rows.
+
+The cut depends on the shape alone, never on the number of threads.
+"""
+
+import math
+
+import numpy as np
+
+from nbbn.cpu.jit import elementwise, formula
+from nbbn.cpu.vector import LANES
+
+#: Columns worked on together: their accumulators (3 x 2 kB of float32) stay in the first-level cache.
+TILE = 512
+
+#: Rows worked on together: their accumulators are loaded and stored once. More would be more streams than a
+#: processor prefetches.
+STRIP = 8
+
+#: Rows whose deviations are added up in the precision of the storage.
+BLOCK_ROWS = 64
+
+#: Rows a parallel chunk of statistics: merging a chunk's columns into channels costs about one row of work each.
+CHUNK_ROWS = 512
+
+# --- tiles --------------------------------------------------------------------------------------------------------
+
+
+@formula
+def tile_width(width, fold, inner):
+    """Columns a tile of statistics; a folded row is one tile."""
+    return width if fold > 1 else tile_columns(width, inner)
+
+
+def _tile_columns(width, inner):
+    """Whole channels, about TILE columns of them, full vectors if possible."""
+    channels = max(1, TILE // inner)
+    full = LANES // math.gcd(LANES, inner)  # so many channels are full vectors
+    if channels >= full:
+        channels -= channels % full
+    elif full * inner <= 2 * TILE:
+        channels = full
+    return min(width, channels * inner)
+
+
+tile_columns = formula(_tile_columns)
+
+
+@formula
+def chunk_of_rows(k, chunk, outer, fold):
+    """Rows [r0, r1) in steps of `step` of chunk number k; the chunk after the last holds what folding left over."""
+    whole = outer // fold * fold
+    r0 = k * chunk * fold
+    if r0 < whole:
+        return r0, min(r0 + chunk * fold, whole), fold
+    return whole, outer, np.int64(1)
+
+
+@elementwise
+def clear(values):
+    for j in range(values.size):  # a tenth of what values[:] = 0 takes to compile
+        values[j] = 0
+
+
+@formula
+def expand(values, result, j0, inner):
+    """Per-channel values to the columns from j0 on."""
+    channels = values.size
+    c = (j0 // inner) % channels
+    i = j0 % inner
+    j = 0
+    while j < result.size:
+        if inner == 1:
+            n = min(channels - c, result.size - j)
+            for k in range(n):
+                result[j + k] = values[c + k]
+            c = 0
+        else:
+            n = min(inner - i, result.size - j)
+            value = values[c]
+            for k in range(n):
+                result[j + k] = value
+            i = 0
+            c = c + 1 if c + 1 < channels else 0
+        j += n
