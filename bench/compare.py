@@ -1,190 +1,114 @@
 """Compare nbbn, call by call, with every installed peer and with what the machine's memory allows.
 
-    python bench/compare.py [--output DIR] [--rounds N] [--shapes 32x64x56x56 32x56x56x64-last ...]
+    python bench/compare.py [--output DIR] [--rounds N] [--seconds S] [--cases 32x64x56x56 64x64-float16 ...]
+                            [--only throughput host startup memory]
 
-prints a Markdown table and writes everything measured to DIR/<machine>.json, for `bench/publish.py`. A shared
-machine drifts by a factor of two within minutes, so nothing is compared across rounds: in each round all contenders
-are timed one right after the other, in random order, and a ratio is the median over the rounds of the ratio within
-a round.
+writes everything measured to DIR/<machine>.json and every table to DIR/<machine>.md, and prints what became of the
+targets. `bench/publish.py` puts it into the README. Four things are kept apart: throughput, what a call costs on
+next to nothing (host), import and compilation (startup), extra memory.
 """
 
 import argparse
-import os
 import platform
-import random
-import re
 import shlex
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import cpuinfo
+import machine
+import memory
 import numba
-import numpy as np
-from ceilings import ceiling, ceiling_name
-from inputs import SHAPES, Inputs, Shape
-from llvmlite import binding
-from operations import OPERATIONS, PEERS, Operation, prepare, versions
-from report import RESULTS, Report, peers, save
+import startup
+import tables
+import targets
+import timing
+from cases import CASES, Case
+from inputs import Inputs
+from operations import OPERATIONS, UnsupportedError, say, settings
+from peers import PEERS, versions
+from report import RESULTS, Report, save
+from timing import Effort
 
-import nbbn
+PARTS = ("throughput", "host", "startup", "memory")
 
-#: Seconds a sample takes at least: short calls are repeated, far above the resolution of the clock.
-SAMPLE = 2e-3
-
-#: Seconds of untimed calls before a sample: they bring the contender's own threads awake and its own data into
-#: cache, and meanwhile the idle threads of the one before, which spin for some milliseconds, go to sleep. Resting
-#: instead would time how long the system takes to wake a thread: 6 ms on a machine with a busy neighbour.
-WARM_UP = 10e-3
-
-# --- measuring --------------------------------------------------------------------------------------------------
+#: Calls with next to no work, and those whose cost for them is worth knowing.
+SMALLEST = (Case((1, 1)), Case((64, 64)))
+HOSTS = ("nbbn", "nbbn-new", "torch", "torch-new")
 
 
-def measure(operation: Operation, given: Inputs, rounds: int) -> Report:
-    """One entry of the results: seconds of every contender, and their ratios to nbbn's."""
-    contenders: dict[str, Callable[[], object]] = dict(prepare(operation, given))
-    contenders[ceiling_name(operation)] = ceiling(operation, given)
-    repeats = {name: _repeats(call) for name, call in contenders.items()}
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    order = list(contenders)
-    shuffle = random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)  # in a fixed order everyone would always follow the same predecessor
-        for name in order:
-            samples[name].append(_sample(contenders[name], repeats[name]))
-    return {
-        "operation": operation.name,
-        "shape": given.shape.id,
-        "bytes": operation.least_bytes(given),
-        "ceiling": ceiling_name(operation),
-        "seconds": {name: _quartiles(values) for name, values in samples.items()},
-        "ratios": ratios(samples),
-    }
-
-
-def ratios(samples: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Quartiles over the rounds of everyone's time by nbbn's in the same round: above 1, nbbn is faster."""
-    nbbn_seconds = np.array(samples["nbbn"])
-    return {name: _quartiles(np.array(values) / nbbn_seconds) for name, values in samples.items() if name != "nbbn"}
-
-
-def _repeats(call: Callable[[], object]) -> int:
-    """Calls a sample, from the second of two calls: the first may compile and touches all memory."""
-    call()
-    start = time.perf_counter()
-    call()
-    return max(1, round(SAMPLE / (time.perf_counter() - start)))
-
-
-def _sample(call: Callable[[], object], repeats: int) -> float:
-    """Seconds a call."""
-    ready = time.perf_counter() + WARM_UP
-    call()
-    while time.perf_counter() < ready:
-        call()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def _quartiles(values: Sequence[float]) -> dict[str, float]:
-    names = ("lower", "median", "upper")
-    return {name: float(f"{q:.4g}") for name, q in zip(names, np.percentile(values, [25, 50, 75]), strict=True)}
-
-
-# --- what was measured, where -----------------------------------------------------------------------------------
-
-
-def compare(shapes: Sequence[Shape], rounds: int, command: str) -> Report:
-    results = []
-    for shape in shapes:
-        given = Inputs(shape)
-        for operation in OPERATIONS:
-            print(f"{operation.name} of {shape}", file=sys.stderr)
-            results.append(measure(operation, given, rounds))
+def compare(cases: Sequence[Case], effort: Effort, command: str, parts: Sequence[str] = PARTS) -> Report:
+    with settings():
+        throughput = entries(cases, effort) if "throughput" in parts else []
+        few = {name: PEERS[name] for name in HOSTS}
+        host = entries(SMALLEST, effort, few) if "host" in parts else []
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "command": command,
-        "rounds": rounds,
-        "machine": machine(),  # after the results: the first parallel call decides on the threading layer
+        "rounds": effort.rounds,
+        "machine": machine.describe(),
         "versions": versions() | {"numba": numba.__version__, "python": platform.python_version()},
         "labels": {name: peer.label for name, peer in PEERS.items()},
-        "results": results,
+        "against": {name: peer.against for name, peer in PEERS.items()},
+        "results": throughput,
+        "host": host,
+        "startup": startup.measure() if "startup" in parts else {},
+        "memory": memory.measure() if "memory" in parts else [],
     }
 
 
-def machine() -> Report:
-    try:
-        layer = numba.threading_layer()
-    except ValueError:
-        layer = "not started"
-    return {
-        # the name that LLVM compiles for says more than the brand of a virtual machine
-        "cpu": f"{cpuinfo.get_cpu_info().get('brand_raw', platform.machine())} ({binding.get_host_cpu_name()})",
-        "cores": os.cpu_count(),
-        "threads": nbbn.get_num_threads(),
-        "threading_layer": layer,
-        "system": platform.system(),
-    }
-
-
-def machine_slug(about: Report) -> str:
-    """A file name for this machine: letters, digits and dashes."""
-    words = f"{about['cpu']} {about['cores']} cores {about['threads']} threads"
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-
-
-def markdown(report: Report) -> str:
-    """The long table: every operation and shape, median and quartiles."""
-    rivals = peers(report)
-    titles = ["operation", "shape", "MB moved", "nbbn ms", "GB/s", "share of ceiling"]
-    titles += [f"times {label}" for label in rivals.values()]
-    lines = ["| " + " | ".join(titles) + " |", "|---|---|" + "---:|" * (len(titles) - 2)]
-    for entry in report["results"]:
-        seconds, ratios = entry["seconds"]["nbbn"], entry["ratios"]
-        cells = [
-            entry["operation"],
-            str(Shape.parse(entry["shape"])),
-            f"{entry['bytes'] / 1e6:.3g}",
-            _with_quartiles({key: 1e3 * value for key, value in seconds.items()}),
-            f"{entry['bytes'] / seconds['median'] / 1e9:.3g}",
-            f"{entry['ceiling']} {_with_quartiles(ratios[entry['ceiling']])}",
-            *(_with_quartiles(ratios[p]) if p in ratios else "-" for p in rivals),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _with_quartiles(values: dict[str, float]) -> str:
-    return f"{values['median']:.3g} ({values['lower']:.3g} to {values['upper']:.3g})"
-
-
-# --- command line -----------------------------------------------------------------------------------------------
+def entries(cases: Sequence[Case], effort: Effort, peers=PEERS) -> list[Report]:
+    """All operations on all cases, as far as this version of nbbn and what is installed go."""
+    found = []
+    for case in cases:
+        try:
+            given = Inputs(case)
+        except ModuleNotFoundError as error:
+            say(f"left out: {case}: {error}")
+            continue
+        for operation in OPERATIONS:
+            if not operation.takes(case):
+                continue
+            say(f"{operation.name} of {case}")
+            try:
+                found.append(timing.measure(operation, given, effort, peers, with_ceilings=peers is PEERS))
+            except UnsupportedError as error:
+                say(f"left out: {error}")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    usual = Effort()
     parser = argparse.ArgumentParser(description="Compare nbbn with its peers, call by call.")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for <machine>.json")
-    parser.add_argument("--rounds", type=int, default=15, help="samples of every contender (default: 15)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for <machine>.json and .md")
+    parser.add_argument("--rounds", type=int, default=usual.rounds, help="samples of every contender (default: 15)")
     parser.add_argument(
-        "--shapes", type=Shape.parse, nargs="+", default=SHAPES, help="such as 32x64x56x56 or 32x56x56x64-last"
+        "--seconds", type=float, default=usual.seconds, help="for one operation and case; ends it early (default: 8)"
     )
+    parser.add_argument(
+        "--cases", type=Case.parse, nargs="+", default=CASES, help="such as 32x64x56x56 or 32x56x56x64-last-float16"
+    )
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure (default: all)")
     chosen = parser.parse_args(arguments)
     if chosen.rounds < 1:
         parser.error(f"--rounds: expected at least 1, got {chosen.rounds}")
 
-    # what it takes to measure this again; where the results went does not matter
-    command = ["python", "bench/compare.py", "--rounds", str(chosen.rounds)]
-    if chosen.shapes is not SHAPES:
-        command += ["--shapes", *(shape.id for shape in chosen.shapes)]
-    report = compare(chosen.shapes, chosen.rounds, shlex.join(command))
-    path = chosen.output / f"{machine_slug(report['machine'])}.json"
+    effort = Effort(chosen.rounds, chosen.seconds, min(usual.least, chosen.rounds))
+    report = compare(chosen.cases, effort, _command(chosen, usual), chosen.only)
+    path = chosen.output / f"{machine.slug(report['machine'])}.json"
     save(report, path)
-    print(markdown(report))
-    print(f"written: {path}", file=sys.stderr)
+    path.with_suffix(".md").write_text(tables.document(report), encoding="utf-8")
+    print(targets.markdown(report))
+    say(f"written: {path} and {path.with_suffix('.md').name}")
+
+
+def _command(chosen: argparse.Namespace, usual: Effort) -> str:
+    """What it takes to measure this again; where the results went does not matter."""
+    words = ["python", "bench/compare.py"]
+    words += ["--rounds", str(chosen.rounds)] if chosen.rounds != usual.rounds else []
+    words += ["--seconds", f"{chosen.seconds:g}"] if chosen.seconds != usual.seconds else []
+    words += ["--cases", *(case.id for case in chosen.cases)] if chosen.cases is not CASES else []
+    words += ["--only", *chosen.only] if chosen.only is not PARTS else []
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

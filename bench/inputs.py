@@ -1,66 +1,41 @@
-"""Shapes to measure, and what every peer is given for one of them."""
+"""What every peer is given for one case: the very same arrays."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from cases import Case
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
-DTYPE = np.float32
 EPS = 1e-5
 MOMENTUM = 0.1
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The shape of x and its channel axis: 1 (channels-first) or -1 (channels-last)."""
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of that name; NumPy has bfloat16 from `ml_dtypes`, where that is installed."""
+    if name == "bfloat16":
+        from ml_dtypes import bfloat16
 
-    dims: tuple[int, ...]
-    axis: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """`32x64x56x56`, or `32x56x56x64-last` for channels-last: what `id` gives."""
-        sizes, last, rest = text.partition("-last")
-        dims = tuple(int(size) for size in sizes.split("x"))
-        if len(dims) < 2 or min(dims) < 1 or rest:
-            raise ValueError(f"shape: expected sizes such as 32x64x56x56 or 32x56x56x64-last, got {text!r}")
-        return cls(dims, -1 if last else 1)
-
-    @property
-    def id(self) -> str:
-        return "x".join(map(str, self.dims)) + ("-last" if self.axis == -1 else "")
-
-    def __str__(self) -> str:
-        return f"{self.dims}" + (" channels-last" if self.axis == -1 else "")
-
-
-SHAPES = (
-    Shape((64, 64, 112, 112)),
-    Shape((64, 256, 28, 28)),
-    Shape((32, 64, 56, 56)),
-    Shape((32, 512, 14, 14)),
-    Shape((64, 512, 7, 7)),
-    Shape((32, 56, 56, 64), axis=-1),
-    Shape((32, 14, 14, 512), axis=-1),
-    Shape((1, 64, 56, 56)),
-    Shape((64, 64)),
-)
+        return np.dtype(bfloat16)
+    return np.dtype(name)
 
 
 @dataclass
 class Inputs:
-    """What every peer is given for one shape: the very same arrays. No peer may write to them."""
+    """Arrays for one case. No peer may write to them. Parameters and running statistics are float32 always."""
 
-    shape: Shape
+    case: Case
     _rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0), repr=False)
 
     def __post_init__(self) -> None:
-        dims, axis = self.shape.dims, self.shape.axis
+        dims, axis = self.case.dims, self.case.axis
         self.axis = axis
+        self.dtype = numpy_dtype(self.case.dtype)
+        #: Integers are normalized to float32.
+        self.result_dtype = np.dtype(np.float32) if self.dtype.kind == "u" else self.dtype
         self.channels = dims[axis]
         #: All axes but the channel axis.
         self.axes = tuple(i for i in range(len(dims)) if i != axis % len(dims))
@@ -72,6 +47,9 @@ class Inputs:
         self.bias = self._channel(-1, 1)
         self.running_mean = self._channel(-1, 1)
         self.running_var = self._channel(0.5, 2)
+        if self.dtype.kind == "u":  # 0 to 255, as of a picture
+            self.x = self._pixels()
+            self.running_mean, self.running_var = 128 + 32 * self.running_mean, 1024 * self.running_var
 
     @cached_property
     def grad_out(self) -> Array:
@@ -80,21 +58,29 @@ class Inputs:
 
     @cached_property
     def batch_mean(self) -> Array:
-        return self.x.mean(self.axes, dtype=np.float64).astype(DTYPE)
+        return self.x.mean(self.axes, dtype=np.float64).astype(np.float32)
 
     @cached_property
     def batch_var(self) -> Array:
-        return self.x.var(self.axes, dtype=np.float64).astype(DTYPE)
+        return self.x.var(self.axes, dtype=np.float64).astype(np.float32)
+
+    def empty_result(self) -> Array:
+        return np.empty(self.case.dims, self.result_dtype)
 
     def broadcast(self, per_channel: Array) -> Array:
         """A view that lies along the channel axis of x."""
         return np.expand_dims(per_channel, self.axes)
 
     def _channel(self, low: float, high: float) -> Array:
-        return self._rng.uniform(low, high, self.channels).astype(DTYPE)
+        return self._rng.uniform(low, high, self.channels).astype(np.float32)
 
     def _values(self, offset: Array, spread: Array) -> Array:
-        values = self._rng.standard_normal(self.shape.dims, DTYPE)
+        values = self._rng.standard_normal(self.case.dims, np.float32)
         values *= self.broadcast(spread)
         values += self.broadcast(offset)
-        return values
+        return values if self.dtype.kind == "u" else values.astype(self.dtype, copy=False)
+
+    def _pixels(self) -> Array:
+        self.x *= 32
+        self.x += 128
+        return np.clip(self.x, 0, 255, out=self.x).astype(np.uint8)

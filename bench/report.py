@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from operations import OPERATIONS
-
 RESULTS = Path(__file__).resolve().parent / "results"
 
 Report = dict[str, Any]
@@ -31,24 +29,16 @@ def digest(report: Report) -> str:
     return hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()
 
 
-def entries(report: Report) -> dict[tuple[str, str], Report]:
-    """What was measured, by (operation, shape)."""
-    return {(entry["operation"], entry["shape"]): entry for entry in report["results"]}
-
-
-def shapes(report: Report) -> list[str]:
-    return list(dict.fromkeys(entry["shape"] for entry in report["results"]))
-
-
 def operations(report: Report) -> list[str]:
-    measured = {entry["operation"] for entry in report["results"]}
-    return [operation.name for operation in OPERATIONS if operation.name in measured]
+    return list(dict.fromkeys(entry["operation"] for entry in report["results"]))
 
 
 def peers(report: Report) -> dict[str, str]:
     """Everyone that nbbn was compared with: name and label."""
     measured = {name for entry in report["results"] for name in entry["ratios"]}
-    return {name: label for name, label in report["labels"].items() if name in measured}
+    return {
+        name: label for name, label in report["labels"].items() if name in measured and not name.startswith("nbbn")
+    }
 
 
 def times(ratio: float) -> str:
@@ -59,7 +49,6 @@ def times(ratio: float) -> str:
 def conditions(report: Report) -> str:
     """Machine and versions, for a caption."""
     about = report["machine"]
-    labels = {"numba": "Numba", "python": "Python"} | report["labels"]
-    versions = ", ".join(f"{labels[name]} {version}" for name, version in report["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     threads = f"{about['cores']} cores, {about['threads']} threads ({about['threading_layer']})"
     return f"{about['cpu']}, {threads}, {about['system']}; {versions}"

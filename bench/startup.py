@@ -1,0 +1,154 @@
+"""What the first call costs: import, loading compiled kernels, compiling them, and how many there are.
+
+Everything runs in processes of its own, on a copy of the package without any compiled kernel, with folders of its
+own for new ones.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from cases import DTYPES
+from operations import OPERATIONS, say
+from timing import quartiles
+
+import nbbn
+
+ROUNDS = 7
+
+IMPORTS = {"numba, numpy": "import numba, numpy", "nbbn": "import nbbn"}
+
+#: One call of each public function that compiles something, and the operation that has its dtypes.
+CALLS = {
+    "batch_stats": ("nbbn.batch_stats(x)", "statistics"),
+    "normalize": ("nbbn.normalize(x, v[0], v[1], out=y)", "evaluation"),
+    "batch_norm, evaluation": ("nbbn.batch_norm(x, *v, out=y)", "evaluation"),
+    "batch_norm, training": ("nbbn.batch_norm(x, *v, training=True, out=y)", "training"),
+    "batch_norm_backward": ("nbbn.batch_norm_backward(x, x, v[0], v[1], out=y)", "backward"),
+    "ema_update": ("nbbn.ema_update(v[0], v[1], nbbn.Moments(v[0] + 2, v[1], v[2]))", None),
+    "Moments +": ("nbbn.Moments(v[0] + 2, v[1], v[2]) + nbbn.Moments(v[0] + 2, v[1], v[2])", None),
+}
+
+_TIMED = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+
+_GIVEN = """
+import numpy as np, nbbn, time
+if "{dtype}" == "bfloat16":
+    import ml_dtypes
+dtype = np.dtype("{dtype}")
+x = np.ones({dims}, dtype)
+y = np.ones({dims}, np.float32 if dtype.kind == "u" else dtype)
+v = np.ones((4, x.shape[1]), np.float32)
+try:
+    start = time.perf_counter()
+    {call}
+    print(time.perf_counter() - start)
+except TypeError:
+    print("unsupported")
+"""
+
+#: Both layouts, short and long rows, few channels, little work and enough for threads.
+SHAPES = ((9, 4), (70000, 4), (2, 3, 300), (2, 40, 300, 20), (4, 1, 300, 300), (64, 64, 7, 7), (128, 64, 7, 7))
+
+_EVERYTHING = """
+import numpy as np, nbbn
+if "{dtype}" == "bfloat16":
+    import ml_dtypes
+dtype = np.dtype("{dtype}")
+def attempt(function, *args, **options):
+    try:
+        function(*args, **options)
+    except TypeError:
+        pass
+for dims in {shapes}:
+    for axis in (1, -1):
+        x = np.ones(dims, dtype)
+        y = np.ones(dims, np.float32 if dtype.kind == "u" else dtype)
+        for precision in (np.float32, np.float64):
+            v = np.ones((4, x.shape[axis]), precision)
+            for extra in ({{}}, {{"residual": y, "activation": "relu"}}):
+                attempt(nbbn.batch_norm, x, *v, axis=axis, out=y.copy(), **extra)
+                attempt(nbbn.batch_norm, x, *v, training=True, axis=axis, out=y.copy(), **extra)
+            for training in (True, False):
+                attempt(nbbn.batch_norm_backward, x, x, v[0], v[1], v[2], axis=axis, training=training)
+        attempt(nbbn.batch_stats, x, axis=axis, where=np.ones(dims, bool))
+        attempt(lambda: (nbbn.batch_stats(x, axis=axis) + nbbn.batch_stats(x, axis=axis)) - nbbn.batch_stats(x, axis=axis))
+"""  # noqa: E501
+
+
+def measure(
+    dtypes: Sequence[str] = DTYPES, dims: tuple[int, ...] = (32, 64, 28, 28), rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """Import times, first calls and the number of kernels."""
+    return {"import": imports(rounds), "first_calls": first_calls(dtypes, dims), "kernels": kernels(dtypes)}
+
+
+def imports(rounds: int = ROUNDS) -> dict[str, Any]:
+    """Seconds of each import in a new process, taking turns, and the ratio within a round."""
+    samples = {name: [] for name in IMPORTS}
+    for _ in range(rounds):
+        for name, code in IMPORTS.items():
+            samples[name].append(float(_python(_TIMED.format(code), os.environ)))
+    base, ours = samples.values()
+    ratio = [mine / theirs for mine, theirs in zip(ours, base, strict=True)]
+    return {"seconds": {name: quartiles(values) for name, values in samples.items()}, "ratio": quartiles(ratio)}
+
+
+def first_calls(dtypes: Sequence[str], dims: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Seconds of each function's first call, nothing compiled before, and again in the next process."""
+    takes = {operation.name: operation.dtypes for operation in OPERATIONS}
+    found = []
+    with _fresh_package() as environment:
+        for function, (call, operation) in CALLS.items():
+            for dtype in dtypes:
+                if dtype not in (takes[operation] if operation else ("float32",)):
+                    continue
+                say(f"first call of {function}, {dtype}")
+                with TemporaryDirectory() as cache:
+                    code = _GIVEN.format(dtype=dtype, dims=dims, call=call)
+                    uncached, cached = (_python(code, environment | {"NUMBA_CACHE_DIR": cache}) for _ in range(2))
+                if "unsupported" not in (uncached, cached):
+                    found.append(
+                        {"function": function, "dtype": dtype, "uncached": _round(uncached), "cached": _round(cached)}
+                    )
+    return found
+
+
+def kernels(dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]] = SHAPES) -> dict[str, int]:
+    """How many kernels are compiled once everything was called on everything, and their bytes on disk."""
+    with _fresh_package() as environment, TemporaryDirectory() as cache:
+        for dtype in dtypes:
+            say(f"all kernels, {dtype}")
+            _python(_EVERYTHING.format(dtype=dtype, shapes=tuple(shapes)), environment | {"NUMBA_CACHE_DIR": cache})
+        files = list(Path(cache).rglob("*.nbc"))
+        return {"number": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+@contextmanager
+def _fresh_package() -> Iterator[dict[str, str]]:
+    """Environment of a process that imports a copy of nbbn, with no kernels compiled."""
+    with TemporaryDirectory() as folder:
+        source = Path(nbbn.__file__).parent
+        shutil.copytree(source, Path(folder) / "nbbn", ignore=shutil.ignore_patterns("__pycache__"))
+        environment = os.environ | {"PYTHONPATH": folder, "XDG_CACHE_HOME": folder}
+        _python("import nbbn", environment)  # Python compiles its own files
+        yield dict(environment)
+
+
+def _python(code: str, environment: Any) -> str:
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd="/")
+    if run.returncode:
+        if "ModuleNotFoundError: No module named 'ml_dtypes'" in run.stderr:
+            return "unsupported"
+        raise RuntimeError(f"a measured process failed:\n{code}\n{run.stderr}")
+    return run.stdout.strip()
+
+
+def _round(seconds: str) -> float:
+    return float(f"{float(seconds):.4g}")
