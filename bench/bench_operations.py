@@ -1,4 +1,4 @@
-"""Every operation, shape and peer under pytest-benchmark: `pytest bench`.
+"""Every operation, case and peer under pytest-benchmark: `pytest bench`.
 
 For a number to publish use `compare.py`: here each peer has its turn alone, and the machine drifts between turns.
 """
@@ -7,8 +7,10 @@ import time
 from functools import lru_cache
 
 import pytest
-from inputs import SHAPES, Inputs, Shape
-from operations import OPERATIONS, PEERS, Operation, peers_of, prepare
+from cases import CASES, Case
+from inputs import Inputs
+from operations import OPERATIONS, Operation, UnsupportedError, prepare, settings
+from peers import PEERS
 
 #: Seconds a benchmark may take, about; that bounds its rounds.
 BUDGET = 0.5
@@ -16,28 +18,37 @@ BUDGET = 0.5
 #: Seconds a round takes at least: shorter calls are repeated.
 ROUND = 1e-3
 
-#: Shape by shape, so that inputs (413 MB for the largest) are built once.
-PAIRS = [(shape, operation) for shape in SHAPES for operation in OPERATIONS]
+#: Case by case, so that inputs (413 MB for the largest) are built once.
+PAIRS = [(case, operation) for case in CASES for operation in OPERATIONS if operation.takes(case)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settings():
+    with settings():
+        yield
 
 
 @lru_cache(maxsize=1)
-def inputs(shape: Shape) -> Inputs:
-    return Inputs(shape)
+def inputs(case: Case) -> Inputs:
+    return Inputs(case)
 
 
 @lru_cache(maxsize=1)
-def checked_calls(shape: Shape, operation: Operation):
-    return prepare(operation, inputs(shape))
+def checked_calls(case: Case, operation: Operation):
+    return prepare(operation, inputs(case))
 
 
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize(("shape", "operation"), PAIRS, ids=[f"{o.name}-{s.id}" for s, o in PAIRS])
-def test_speed(benchmark, shape, operation, peer):
-    if peer not in peers_of(operation):
-        pytest.skip(f"{peer} is not installed or has no {operation.name}")
-    call = checked_calls(shape, operation)[peer]
-    benchmark.group = f"{operation.name} {shape}"
-    benchmark.extra_info["bytes"] = operation.least_bytes(inputs(shape))
+@pytest.mark.parametrize(("case", "operation"), PAIRS, ids=[f"{o.name}-{c.id}" for c, o in PAIRS])
+def test_speed(benchmark, case, operation, peer):
+    try:
+        call = checked_calls(case, operation).get(peer)
+    except (UnsupportedError, ModuleNotFoundError) as error:
+        pytest.skip(str(error))
+    if call is None:
+        pytest.skip(f"{peer} is not installed or does not serve {operation.name} of {case}")
+    benchmark.group = f"{operation.name} {case}"
+    benchmark.extra_info["bytes"] = operation.least_bytes(inputs(case))
 
     start = time.perf_counter()
     call()

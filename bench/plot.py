@@ -1,99 +1,84 @@
-"""The picture of one run of `compare.py`: how many times faster than each peer, per operation and shape."""
+"""The picture of one run of `compare.py`: throughput against size, a panel per operation, a line per library."""
 
 from pathlib import Path
 
-from inputs import Shape
-from report import Report, conditions, digest, entries, operations, peers, shapes, times
+from cases import Case
+from report import Report, conditions, digest, operations
 
-#: One colour per peer, told apart in grey and by colour-blind readers too (Okabe & Ito).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-INK, FAINT, SHADE = "#333333", "#d9d9d9", "#f2f2f2"
-
-#: The speed-up over NumPy that nbbn set out to reach.
-AIM = 4
+#: Colour and marker by contender: told apart in grey and by colour-blind readers too (Okabe & Ito). nbbn is black
+#: and thick. Peers that return new memory only are drawn with what they have.
+LINES = {
+    "nbbn": ("#000000", "o"),
+    "torch": ("#d55e00", "s"),
+    "torch-new": ("#d55e00", "s"),
+    "onednn": ("#cc79a7", "D"),
+    "jax": ("#009e73", "^"),
+    "onnxruntime": ("#e69f00", "v"),
+    "numpy": ("#0072b2", "P"),
+    "sklearn": ("#56b4e9", "X"),
+    "numbagg": ("#999999", "p"),
+}
+INK, FAINT, CEILING = "#333333", "#e3e3e3", "#777777"
 
 
 def draw(report: Report, path: Path) -> None:
-    """Dots on a logarithmic scale: a panel per operation, a row per shape, a colour per peer.
-
-    Whiskers are quartiles. The digest of the report goes into the file, for `publish.py --check`.
-    """
+    """Lines on two logarithmic scales, with quartiles as shades; the digest of the report goes into the file."""
     from matplotlib.figure import Figure  # here: tables and checks need no matplotlib
 
-    panels, rows, rivals = operations(report), shapes(report), peers(report)
-    height = 1.5 + (0.14 + 0.22 * len(rivals)) * len(rows)
-    figure = Figure(figsize=(13, height), layout="constrained", facecolor="white")
+    panels = operations(report)
+    ladder = [entry for entry in report["results"] if Case.parse(entry["case"]).ladder] or report["results"]
+    figure = Figure(figsize=(13, 4.9), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, operation in zip(axes, panels, strict=True):
-        _draw_scale(axis, operation, len(rows))
-        for number, name in enumerate(rivals):
-            shift = 0.7 / len(rivals) * (number - (len(rivals) - 1) / 2)
-            _draw_peer(axis, report, operation, name, COLOURS[number % len(COLOURS)], shift)
-    axes[0].set_yticks(range(len(rows)), [str(Shape.parse(row)) for row in rows])
-    axes[0].set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
-    _draw_limits(axes, report)
-    if len(rivals) > 1:
-        dots = {dot.get_label(): dot for axis in axes for dot in axis.get_legend_handles_labels()[0]}
-        figure.legend(handles=dots.values(), loc="outside upper right", ncols=len(rivals), frameon=False)
-
-    title = f"Times nbbn is faster than {' and '.join(rivals.values())}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=14, weight="bold", color=INK)
+        _draw_panel(axis, report, [entry for entry in ladder if entry["operation"] == operation])
+        axis.set_title(operation, loc="left", fontsize=11, color=INK)
+    axes[0].set_ylabel("GB/s, bytes that must move", color=INK)
+    handles = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
+    figure.legend(handles=handles.values(), loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9)
     caption = (
-        f"float32, medians and quartiles of {report['rounds']} rounds; grey: nbbn is slower; dashed: {AIM}x. "
-        f"{report['date'][:10]}, {conditions(report)}"
+        "x: bytes of the input, float32, 64 channels, channels-first. Medians and quartiles; grey and dashed: a kernel "
+        f"that does nothing but move the bytes.\n{report['date'][:10]}, {conditions(report)}"
     )
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color=INK)
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color=INK)
     figure.savefig(path, dpi=130, metadata={"Source": digest(report)})
 
 
-def _draw_scale(axis, operation, rows):
-    axis.set_title(operation, loc="left", fontsize=11, color=INK)
+def _draw_panel(axis, report, entries):
     axis.set_xscale("log")
-    axis.axvline(1, color=INK, linewidth=1)
-    axis.axvline(AIM, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axis.hlines(range(rows), 0, 1, transform=axis.get_yaxis_transform(), color=FAINT, linewidth=0.6, zorder=0)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.spines["bottom"].set_color(FAINT)
-    axis.tick_params(axis="both", which="both", length=0, labelcolor=INK, labelsize=9)
+    axis.set_yscale("log")
+    axis.grid(which="major", color=FAINT, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(FAINT)
+    axis.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
+    axis.xaxis.set_major_formatter(lambda value, _: _bytes(value))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    entries = sorted(entries, key=lambda entry: entry["values"])
+    ceilings = [entry | {"seconds": {"ceiling": entry["seconds"][entry["ceiling"]]}} for entry in entries]
+    _draw_line(axis, ceilings, "ceiling", "what the memory allows", CEILING, None, linestyle=(0, (4, 2)), linewidth=1.6)
+    for name, (colour, marker) in LINES.items():
+        # one line a library: with memory allocated before where it can, else as it does
+        if name == "torch-new" and any("torch" in entry["seconds"] for entry in entries):
+            continue
+        label = report["labels"].get("torch" if name == "torch-new" else name, name)
+        ours = name == "nbbn"
+        _draw_line(axis, entries, name, label, colour, marker, linewidth=2.8 if ours else 1.4, zorder=5 if ours else 3)
 
 
-def _draw_peer(axis, report, operation, name, colour, shift):
-    measured = entries(report)
-    found = [
-        (row + shift, measured[operation, shape]["ratios"][name])
-        for row, shape in enumerate(shapes(report))
-        if name in measured.get((operation, shape), {"ratios": {}})["ratios"]
-    ]
-    if not found:
+def _draw_line(axis, entries, name, label, colour, marker, **style):
+    points = [entry for entry in entries if name in entry["seconds"]]
+    if not points:
         return
-    from matplotlib.patheffects import withStroke
-
-    heights = [y for y, _ in found]
-    medians = [ratio["median"] for _, ratio in found]
-    lower, upper = ([ratio[quartile] for _, ratio in found] for quartile in ("lower", "upper"))
-    axis.hlines(heights, lower, upper, color=colour, alpha=0.45, linewidth=4)
-    axis.scatter(medians, heights, s=34, color=colour, zorder=4, label=report["labels"][name])
-    halo = [withStroke(linewidth=3, foreground="white")]  # keeps a label readable where it crosses a line
-    for height, ratio in found:
-        axis.annotate(
-            times(ratio["median"]), (ratio["upper"], height),
-            xytext=(7, 0), textcoords="offset points", va="center",
-            fontsize=8.5, color=INK, path_effects=halo, zorder=3,
-        )  # fmt: skip
+    sizes = [4 * entry["values"] for entry in points]
+    speeds = {
+        quartile: [entry["bytes"] / entry["seconds"][name][quartile] / 1e9 for entry in points]
+        for quartile in ("lower", "median", "upper")
+    }
+    axis.plot(sizes, speeds["median"], color=colour, marker=marker, markersize=4.5, label=label, **style)
+    axis.fill_between(sizes, speeds["upper"], speeds["lower"], color=colour, alpha=0.12, linewidth=0)
 
 
-def _draw_limits(axes, report):
-    """The same scale for all panels, in powers of the aim, with room for the labels."""
-    ratios = [entry["ratios"][name] for entry in report["results"] for name in peers(report) if name in entry["ratios"]]
-    least = min([0.6, *(ratio["lower"] for ratio in ratios)]) / 1.3
-    most = max([2 * AIM, *(ratio["upper"] for ratio in ratios)]) * 2.8
-    powers = [power for power in range(-6, 7) if least <= AIM**power <= most]
-    for axis in axes:
-        axis.set_xlim(least, most)
-        axis.set_xticks([AIM**power for power in powers], [_power_label(power) for power in powers])
-        axis.minorticks_off()
-        axis.axvspan(least, 1, color=SHADE, zorder=-1)
-
-
-def _power_label(power):
-    return f"{AIM**power}x" if power >= 0 else f"1/{AIM**-power}x"
+def _bytes(value: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g} B"

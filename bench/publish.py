@@ -1,7 +1,7 @@
-"""Put the results of `compare.py` into the README and a plot.
+"""Put the results of `compare.py` into the README, a document of tables and a picture.
 
-    python bench/publish.py [RESULTS.json] [--readme README.md]           write the README's section and the plot
-    python bench/publish.py [RESULTS.json] [--readme README.md] --check   exit 1 if either is not from RESULTS.json
+    python bench/publish.py [RESULTS.json] [--readme README.md]           write the README's section, .md and .png
+    python bench/publish.py [RESULTS.json] [--readme README.md] --check   exit 1 if any is not from RESULTS.json
 
 Without RESULTS.json: the newest one in bench/results. Nothing between the two markers in the README is written by
 hand.
@@ -13,19 +13,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from inputs import Shape
+import tables
+import targets
 from plot import draw
-from report import RESULTS, Report, conditions, digest, entries, load, newest, operations, peers, shapes, times
+from report import RESULTS, Report, digest, load, newest
 
 README = RESULTS.parents[1] / "README.md"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 
+#: The rows of the README's table, chosen for what networks use and before anything was measured; the document has
+#: all, and every loss of all is named below the table.
+CASES = (
+    "64x64",
+    "1x64x56x56",
+    "32x64x56x56",
+    "64x64x112x112",
+    "64x256x28x28",
+    "32x512x14x14",
+    "64x512x7x7",
+    "32x56x56x64-last",
+    "32x14x14x512-last",
+)
+
 
 def publish(results: Path, readme: Path) -> None:
-    """Write the README's section and the plot beside the results."""
+    """Write the README's section, and beside the results the document and the picture."""
     report = load(results)
-    text = replaced(readme.read_text(encoding="utf-8"), section(report, _link(results, readme)))
+    text = replaced(readme.read_text(encoding="utf-8"), section(report, results, readme))
     draw(report, results.with_suffix(".png"))
+    results.with_suffix(".md").write_text(tables.document(report), encoding="utf-8")
     readme.write_text(text, encoding="utf-8")
 
 
@@ -33,8 +49,11 @@ def stale(results: Path, readme: Path) -> str | None:
     """What does not agree with the results, and how to mend it; None if everything does."""
     report, text = load(results), readme.read_text(encoding="utf-8")
     mend = f"run python bench/publish.py {results.name}, which writes it anew"
-    if replaced(text, section(report, _link(results, readme))) != text:
+    if replaced(text, section(report, results, readme)) != text:
         return f"{readme.name}: the section on speed is not the one of {results.name}; {mend}"
+    document = results.with_suffix(".md")
+    if not document.exists() or document.read_text(encoding="utf-8") != tables.document(report):
+        return f"{document.name}: missing, or not made from {results.name}; {mend}"
     picture = results.with_suffix(".png")
     if not picture.exists() or digest(report).encode() not in picture.read_bytes():
         return f"{picture.name}: missing, or not drawn from {results.name}; {mend}"
@@ -50,52 +69,33 @@ def replaced(readme: str, new_section: str) -> str:
     return f"{head}{begin}\n{new_section}\n{end}{tail}"
 
 
-def section(report: Report, picture: str) -> str:
-    """The text between the markers: nbbn against each peer, and against the machine."""
-    rivals, measured = peers(report), entries(report)
+def section(report: Report, results: Path, readme: Path) -> str:
+    """The text between the markers: nbbn against each peer and against the machine, and what was aimed for."""
+    measured = {entry["case"] for entry in report["results"]}
+    shown = [case for case in CASES if case in measured] or sorted(measured)
+    document = _link(results.with_suffix(".md"), readme)
     parts = [
-        f"![Times nbbn is faster than {' and '.join(rivals.values())}, by operation and shape]({picture})",
-        f"float32 on {conditions(report)}. In each of {report['rounds']} rounds all contenders take turns; a figure "
-        "is the median over the rounds of the ratio within a round. Results are checked against each other before "
-        "they are timed, and go to memory allocated beforehand. Below 1x nbbn is the slower one.",
+        f"![Throughput against size, by operation and library]({_link(results.with_suffix('.png'), readme)})",
+        tables.explanation(report),
+        "GB/s are bytes that must move, each array once; the ceiling is a kernel that does nothing but move them (for "
+        f"statistics: only reads them). All cases, dtypes and quartiles: [{Path(document).name}]({document}).",
+        tables.main(report, shown),
+        f"**Losses.** {tables.losses(report)}",
+        f"**Targets.** {targets.summary(report)}",
+        tables.apart(report),
     ]
-    for name, label in rivals.items():
-        ratios = {key: entry["ratios"][name] for key, entry in measured.items() if name in entry["ratios"]}
-        cells = {key: times(ratio["median"]) for key, ratio in ratios.items()}
-        parts += [f"**Speed-up over {label}**", _table(report, cells)]
-    parts += [
-        "**Speed, and share of what the memory allows.** Bytes are those that must move, each array once. The share "
-        "is of the speed of a kernel that does nothing but move them (for statistics: only reads them).",
-        _table(report, {key: _throughput(entry) for key, entry in measured.items()}),
-        f"Measured {report['date'][:10]} with `{report['command']}`; all figures with their quartiles are in the JSON "
-        "file beside the picture.",
-    ]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
-def _table(report: Report, cells: dict[tuple[str, str], str]) -> str:
-    columns = operations(report)
-    lines = [f"| shape | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    for shape in shapes(report):
-        row = " | ".join(cells.get((operation, shape), "-") for operation in columns)
-        lines.append(f"| {Shape.parse(shape)} | {row} |")
-    return "\n".join(lines)
-
-
-def _throughput(entry: Report) -> str:
-    speed = entry["bytes"] / entry["seconds"]["nbbn"]["median"] / 1e9
-    return f"{speed:.3g} GB/s, {entry['ratios'][entry['ceiling']]['median']:.0%}"
-
-
-def _link(results: Path, readme: Path) -> str:
-    return Path(os.path.relpath(results.with_suffix(".png"), readme.parent)).as_posix()
+def _link(path: Path, readme: Path) -> str:
+    return Path(os.path.relpath(path, readme.parent)).as_posix()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Put the results of compare.py into the README and a plot.")
+    parser = argparse.ArgumentParser(description="Put the results of compare.py into the README and a picture.")
     parser.add_argument("results", type=Path, nargs="?", default=newest(), help="default: the newest in bench/results")
     parser.add_argument("--readme", type=Path, default=README)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README or plot are stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is stale")
     chosen = parser.parse_args(arguments)
     if chosen.results is None:
         parser.error("no results in bench/results: run python bench/compare.py first")

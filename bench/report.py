@@ -36,9 +36,7 @@ def operations(report: Report) -> list[str]:
 def peers(report: Report) -> dict[str, str]:
     """Everyone that nbbn was compared with: name and label."""
     measured = {name for entry in report["results"] for name in entry["ratios"]}
-    return {
-        name: label for name, label in report["labels"].items() if name in measured and not name.startswith("nbbn")
-    }
+    return {name: label for name, label in report["labels"].items() if name in measured and not name.startswith("nbbn")}
 
 
 def times(ratio: float) -> str:
