@@ -41,19 +41,9 @@ class Case:
     def channels(self) -> int:
         return self.dims[self.axis]
 
-    @property
-    def channels_last(self) -> bool:
-        """Whether the channels lie side by side in memory, of more than a matrix."""
-        return self.axis == -1
 
-    @property
-    def ladder(self) -> bool:
-        """Whether it is a point of "throughput against size": nothing but the size differs between them."""
-        return self.dtype == "float32" and self.axis == 1 and self.channels == 64
-
-
-CASES = (
-    # 64 channels from 16 kB to 206 MB
+#: Points of "throughput against size": 64 channels from 16 kB to 206 MB.
+LADDER = (
     Case((64, 64)),
     Case((4, 64, 14, 14)),
     Case((1, 64, 56, 56)),
@@ -61,6 +51,10 @@ CASES = (
     Case((32, 64, 56, 56)),
     Case((64, 64, 56, 56)),
     Case((64, 64, 112, 112)),
+)
+
+CASES = (
+    *LADDER,
     # many channels and small maps, few channels and large ones, one channel, long rows, a table
     Case((64, 256, 28, 28)),
     Case((32, 512, 14, 14)),

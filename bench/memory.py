@@ -7,6 +7,7 @@ system forget the peak so far (`/proc/self/clear_refs`, Linux only). What counts
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,8 @@ def measure(cases: tuple[Case, ...] = CASES) -> list[dict[str, Any]]:
     return found
 
 
-def peak_extra(operation: str, case: Case) -> int:
-    """Bytes at the peak of one call on `case`, less those before it. In this very process."""
-    _call(operation, Case((2, *case.dims[1:]), case.axis, case.dtype))()
-    call = _call(operation, case)
+def peak_extra(call: Callable[[], object]) -> int:
+    """Bytes at the peak of a call, less those before it. In this very process."""
     _CLEAR.write_text("5")  # the peak is from now on
     before = _kilobytes("VmRSS")
     call()
@@ -66,5 +65,10 @@ def _kilobytes(field: str) -> int:
     return int(line.split()[1])
 
 
+def main(operation: str, case: Case) -> int:
+    _call(operation, Case((2, *case.dims[1:]), case.axis, case.dtype))()
+    return peak_extra(_call(operation, case))
+
+
 if __name__ == "__main__":
-    print(peak_extra(sys.argv[1], Case.parse(sys.argv[2])))
+    print(main(sys.argv[1], Case.parse(sys.argv[2])))

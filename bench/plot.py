@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cases import Case
+from cases import LADDER, Case
 from report import Report, conditions, digest, operations
 
 #: Colour and marker by contender: told apart in grey and by colour-blind readers too (Okabe & Ito). nbbn is black
@@ -26,7 +26,7 @@ def draw(report: Report, path: Path) -> None:
     from matplotlib.figure import Figure  # here: tables and checks need no matplotlib
 
     panels = operations(report)
-    ladder = [entry for entry in report["results"] if Case.parse(entry["case"]).ladder] or report["results"]
+    ladder = [entry for entry in report["results"] if Case.parse(entry["case"]) in LADDER] or report["results"]
     figure = Figure(figsize=(13, 4.9), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, operation in zip(axes, panels, strict=True):

@@ -13,6 +13,7 @@ def document(report: Report) -> str:
     parts += ["## Targets", targets.markdown(report)]
     for operation in operations(report):
         parts += [f"## {operation}", full(report, operation)]
+    parts += ["## Losses", losses(report)]
     if report["host"]:
         parts += ["## Cost of a call", "Microseconds, on next to no work.", host(report)]
     if report["startup"]:
@@ -73,8 +74,8 @@ def full(report: Report, operation: str) -> str:
     return table(header, rows)
 
 
-def losses(report: Report) -> str:
-    """All comparisons in which a peer is faster, the worst first."""
+def losses(report: Report, shown: Sequence[str] = ()) -> str:
+    """In how many comparisons a peer is faster, and which: the worst first, without those of cases shown already."""
     compared = [
         (entry["ratios"][name]["median"], entry, label)
         for entry in report["results"]
@@ -82,9 +83,12 @@ def losses(report: Report) -> str:
         if name in entry["ratios"]
     ]
     lost = sorted((item for item in compared if item[0] < 1), key=lambda item: item[0])
+    rest = [item for item in lost if item[1]["case"] not in shown]
     count = f"nbbn is slower in {len(lost)} of {len(compared)} comparisons"
-    words = [f"{e['operation']} {Case.parse(e['case'])} {label} {times(ratio)}" for ratio, e, label in lost]
-    return f"{count}: {'; '.join(words)}." if lost else f"{count}."
+    words = [f"{e['operation']} {Case.parse(e['case'])} {label} {times(ratio)}" for ratio, e, label in rest]
+    if not rest:
+        return f"{count}{', all of them above' if lost and shown else ''}."
+    return f"{count}{'; on shapes not above: ' if shown else ': '}{'; '.join(words)}."
 
 
 def _bold_loss(ratio: float) -> str:

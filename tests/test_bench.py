@@ -1,8 +1,7 @@
-"""The benchmarks' own parts: results are checked before timing, and what is published is what was measured."""
+"""The benchmarks' own parts: results are checked before timing, and what is timed is what it says."""
 
-import shutil
 import sys
-from copy import deepcopy
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +12,28 @@ BENCH = Path(__file__).resolve().parents[1] / "bench"
 sys.path.insert(0, str(BENCH))  # scripts beside each other, as `python bench/compare.py` sees them; not in the wheel
 
 import ceilings  # noqa: E402
-import compare  # noqa: E402
+import machine  # noqa: E402
+import memory  # noqa: E402
 import operations  # noqa: E402
-import publish  # noqa: E402
-import report  # noqa: E402
-from inputs import SHAPES, Inputs, Shape  # noqa: E402
+import startup  # noqa: E402
+import timing  # noqa: E402
+from cases import CASES, Case  # noqa: E402
+from inputs import Inputs  # noqa: E402
+from peers import PEERS, Peer  # noqa: E402
+from timing import Effort  # noqa: E402
 
-#: Both layouts, several blocks and one, and dense: (N, C).
-TINY = [Shape((4, 3, 5, 7)), Shape((4, 5, 7, 3), axis=-1), Shape((9, 4)), Shape((1, 3, 40, 50))]
+#: Both layouts, several blocks and one, dense: (N, C), and a single image.
+TINY = [Case((4, 3, 5, 7)), Case((4, 5, 7, 3), axis=-1), Case((9, 4)), Case((1, 3, 40, 50))]
+OTHER_DTYPES = [
+    Case((4, 8, 5, 7), dtype="float16"),
+    Case((4, 5, 7, 8), -1, "bfloat16"),
+    Case((4, 8, 5, 7), dtype="uint8"),
+]
 
 OPERATIONS = {operation.name: operation for operation in operations.OPERATIONS}
 
 
-@pytest.fixture(params=TINY, ids=lambda shape: shape.id)
+@pytest.fixture(params=TINY, ids=lambda case: case.id)
 def given(request):
     return Inputs(request.param)
 
@@ -35,11 +43,91 @@ def operation(request):
     return request.param
 
 
-# --- the table --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def ours():
+    """Fewer peers: what every installation has."""
+    return {name: PEERS[name] for name in ("nbbn", "nbbn-new", "numpy")}
 
 
-def test_nbbn_and_numpy_have_every_operation_and_agree(operation, given):
-    assert set(operations.prepare(operation, given)) >= {"nbbn", "numpy"}
+# --- cases and inputs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [*CASES, *TINY, *OTHER_DTYPES], ids=lambda case: case.id)
+def test_a_case_is_read_back_from_its_name(case):
+    assert Case.parse(case.id) == case
+
+
+@pytest.mark.parametrize("text", ["", "5", "4x0", "4x-1", "4xx5", "4x5-first", "4x5-last-last", "4x5-int8"])
+def test_a_malformed_case_is_refused(text):
+    with pytest.raises(ValueError, match=r"case: expected|invalid literal"):
+        Case.parse(text)
+
+
+def test_sizes_go_from_kilobytes_to_200_megabytes():
+    sizes = [4 * np.prod(case.dims) for case in CASES if case.dtype == "float32"]
+    assert min(sizes) < 20e3
+    assert max(sizes) > 200e6
+    assert len(set(CASES)) == len(CASES)
+
+
+def test_inputs_are_the_same_for_everyone_and_every_time(given):
+    again = Inputs(given.case)
+    for name in ("x", "grad_out", "weight", "bias", "running_mean", "running_var"):
+        np.testing.assert_array_equal(getattr(given, name), getattr(again, name))
+        assert getattr(given, name).dtype == np.float32
+    assert given.x.shape == given.case.dims
+    assert given.count * given.channels == given.x.size
+
+
+@pytest.mark.parametrize("case", OTHER_DTYPES, ids=lambda case: case.id)
+def test_bytes_are_those_of_input_and_result(case):
+    if case.dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    given = Inputs(case)
+    assert given.x.dtype.name == case.dtype
+    assert given.running_mean.dtype == given.running_var.dtype == np.float32
+    values, itemsize = given.x.size, given.dtype.itemsize
+    result = 4 if case.dtype == "uint8" else 2
+    assert OPERATIONS["statistics"].least_bytes(given) == values * itemsize
+    assert OPERATIONS["evaluation"].least_bytes(given) == values * (itemsize + result)
+    assert OPERATIONS["evaluation"].takes(case)
+    assert not OPERATIONS["backward"].takes(case)
+
+
+def test_one_value_per_channel_is_nothing_to_train_on():
+    takes = {name for name, operation in OPERATIONS.items() if operation.takes(Case((1, 1)))}
+    assert takes == {"statistics", "evaluation"}
+
+
+# --- peers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("case", [*TINY, Case((4, 16, 6, 6)), *OTHER_DTYPES], ids=lambda case: case.id)
+def test_every_installed_peer_agrees_and_writes_to_no_input(operation, case, peer):
+    if not PEERS[peer].installed:
+        pytest.skip(f"{PEERS[peer].module} is not installed")
+    if not operation.takes(case):
+        pytest.skip("not an operation for that dtype")
+    if case.dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    given, before = Inputs(case), Inputs(case)
+    table = {"nbbn": PEERS["nbbn"], peer: PEERS[peer]}
+    with warnings.catch_warnings(), operations.settings(table):
+        warnings.simplefilter("ignore")  # of libraries that are not ours
+        try:
+            calls = operations.prepare(operation, given, table)
+        except operations.UnsupportedError as error:
+            pytest.skip(str(error))
+        for call in calls.values():
+            call()
+    for name, array in vars(given).items():
+        if isinstance(array, np.ndarray):
+            np.testing.assert_array_equal(array, getattr(before, name), err_msg=name)
+
+
+def test_nbbn_and_numpy_have_every_operation_and_agree(operation, given, ours):
+    assert set(operations.prepare(operation, given, ours)) >= {"nbbn", "numpy"}
 
 
 #: Mistakes that textbooks warn of, and the result that must give each away.
@@ -51,190 +139,149 @@ MISTAKES = {
 }
 
 
-def test_a_wrong_peer_is_found_before_it_is_timed(operation):
+def test_a_wrong_peer_is_found_before_it_is_timed(operation, ours):
     result, spoil = MISTAKES[operation.name]
-    right = operations.PEERS["numpy"].calls[operation.name]
-    wrong = replace(
-        operations.PEERS["numpy"], calls={operation.name: lambda given: lambda: spoil(*right(given)())}
-    )  # fmt: skip
+    right = PEERS["numpy"].calls[operation.name]
+    wrong = replace(PEERS["numpy"], calls={operation.name: lambda given: lambda: spoil(*right(given)())})
     with pytest.raises(AssertionError, match=rf"{operation.name} .*: {result} of numpy differs"):
-        operations.prepare(operation, Inputs(Shape((4, 3, 3, 3))), operations.PEERS | {"numpy": wrong})
+        operations.prepare(operation, Inputs(Case((4, 3, 3, 3))), ours | {"numpy": wrong})
 
 
-def test_a_peer_that_is_not_installed_or_lacks_the_operation_is_left_out(operation):
-    absent = operations.Peer("Absent", {name: pytest.fail for name in OPERATIONS})
-    table = operations.PEERS | {"no_such_library_for_nbbn": absent, "json": operations.Peer("Partial", {})}
-    assert operations.peers_of(operation, table) == operations.peers_of(operation)
+@pytest.mark.parametrize(("dtype", "eps"), [("float16", 2**-10), ("bfloat16", 2**-7)])
+def test_half_precision_may_differ_by_its_own_rounding_and_no_more(dtype, eps):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    given = Inputs(Case((4, 3, 5, 7), dtype=dtype))
+    evaluation = OPERATIONS["evaluation"]
+    right = np.linspace(-1, 1, given.x.size).astype(given.dtype)
+
+    def peer(answer):
+        return Peer(dtype, "numpy", "numpy", {"evaluation": lambda given: lambda: (answer,)})
+
+    close = (right.astype(np.float32) * (1 + eps / 2)).astype(given.dtype)
+    operations.prepare(evaluation, given, {"nbbn": peer(right), "other": peer(close)})
+    far = (right.astype(np.float32) * (1 + 3 * eps)).astype(given.dtype)
+    with pytest.raises(AssertionError, match="y of other differs"):
+        operations.prepare(evaluation, given, {"nbbn": peer(right), "other": peer(far)})
 
 
-def test_inputs_are_the_same_for_everyone_and_every_time(given):
-    again = Inputs(given.shape)
-    for name in ("x", "grad_out", "weight", "bias", "running_mean", "running_var"):
-        np.testing.assert_array_equal(getattr(given, name), getattr(again, name))
-        assert getattr(given, name).dtype == np.float32
-    assert given.x.shape == given.shape.dims
-    assert given.count * given.channels == given.x.size
+def test_what_nbbn_does_not_support_is_told_from_a_mistake(operation, given, ours):
+    def refuse():
+        raise TypeError("x: not yet")
+
+    without = replace(PEERS["nbbn"], calls=dict.fromkeys(OPERATIONS, lambda given: refuse))
+    with pytest.raises(operations.UnsupportedError, match="not yet"):
+        operations.prepare(operation, given, ours | {"nbbn": without})
 
 
-def test_no_call_writes_to_the_inputs(operation, given):
-    before = Inputs(given.shape)
-    for call in operations.prepare(operation, given).values():
-        call()
-    for name, array in vars(given).items():
-        if isinstance(array, np.ndarray):
-            np.testing.assert_array_equal(array, getattr(before, name), err_msg=name)
+def test_a_peer_that_is_absent_or_does_not_serve_the_case_is_left_out(operation, given, ours):
+    absent = Peer("Absent", "no_such_library_for_nbbn", "none", dict.fromkeys(OPERATIONS, pytest.fail))
+    unwilling = Peer("Unwilling", "json", "none", dict.fromkeys(OPERATIONS, lambda given: None))
+    more = {"absent": absent, "partial": replace(unwilling, calls={}), "unwilling": unwilling}
+    assert set(operations.build(operation, given, ours | more)) == set(operations.build(operation, given, ours))
 
 
-@pytest.mark.parametrize("shape", SHAPES + tuple(TINY), ids=lambda shape: shape.id)
-def test_a_shape_is_read_back_from_its_name(shape):
-    assert Shape.parse(shape.id) == shape
+def test_who_allocates_is_compared_with_who_allocates():
+    def rival(name, samples):
+        return timing.rival(PEERS, samples, name)
+
+    samples = dict.fromkeys([*PEERS, "stream"])
+    assert {rival(name, samples) for name in ("torch-new", "onednn", "jax")} == {"nbbn-new"}
+    assert {rival(name, samples) for name in ("torch", "numpy", "onnxruntime", "stream", "nbbn-new")} == {"nbbn"}
+    assert rival("jax", {"nbbn": 0, "jax": 0}) == "nbbn", "statistics leave nothing to allocate"
 
 
-@pytest.mark.parametrize("text", ["", "5", "4x0", "4x-1", "4xx5", "4x5-first", "4x5-last-last"])
-def test_a_malformed_shape_is_refused(text):
-    with pytest.raises(ValueError, match=r"shape|invalid literal"):
-        Shape.parse(text)
-
-
-def test_ceilings_touch_every_byte(monkeypatch):
-    monkeypatch.setattr("nbbn.get_num_threads", lambda: 1)  # the same source as for more, compiled faster
-    given = Inputs(Shape((3, 1, 50_000)))  # more than one chunk, and a remainder
-    np.testing.assert_allclose(ceilings.read(given.x.ravel()), given.x.sum(), rtol=1e-4)
-    out = np.empty_like(given.x.ravel())
-    ceilings.stream([given.x.ravel()], out)
-    np.testing.assert_array_equal(out, given.x.ravel())
-    ceilings.stream([given.x.ravel(), given.grad_out.ravel()], out)
-    np.testing.assert_array_equal(out, (given.x + given.grad_out).ravel())
-
-
-# --- from measuring to the README -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def measured():
-    return compare.compare([Shape((4, 3, 5, 7)), Shape((4, 5, 7, 3), axis=-1)], rounds=2, command="a test")
-
-
-@pytest.fixture(scope="module")
-def published_once(measured, tmp_path_factory):
-    pytest.importorskip("matplotlib")
-    folder = tmp_path_factory.mktemp("published")
-    results, readme = folder / "results" / "machine.json", folder / "README.md"
-    report.save(measured, results)
-    readme.write_text(f"# Title\n\n{publish.BEGIN}\n{publish.END}\n\nThe rest.\n")
-    publish.main([str(results), "--readme", str(readme)])
-    return folder
-
-
-@pytest.fixture
-def published(published_once, tmp_path):
-    """The results and a README with its section, in a folder of their own; the plot lies beside the results."""
-    shutil.copytree(published_once, tmp_path, dirs_exist_ok=True)
-    return tmp_path / "results" / "machine.json", tmp_path / "README.md"
-
-
-def check(results, readme):
-    publish.main([str(results), "--readme", str(readme), "--check"])
-
-
-def test_every_operation_and_shape_is_measured_against_every_peer_and_its_ceiling(measured):
-    assert len(measured["results"]) == 2 * len(OPERATIONS)
-    for entry in measured["results"]:
-        assert entry["ceiling"] == ("read" if entry["operation"] == "statistics" else "stream")
-        assert set(entry["ratios"]) == {"numpy", entry["ceiling"]}
-        assert set(entry["seconds"]) == {"nbbn", *entry["ratios"]}
-        for values in [*entry["seconds"].values(), *entry["ratios"].values()]:
-            assert 0 < values["lower"] <= values["median"] <= values["upper"]
-
-
-def test_the_long_table_shows_every_measurement(measured):
-    assert len(compare.markdown(measured).splitlines()) == 2 + len(measured["results"])
+# --- timing and ceilings ----------------------------------------------------------------------------------------
 
 
 def test_a_ratio_is_the_median_over_rounds_of_the_ratio_within_a_round():
     nbbn, peer = np.array([1.0, 2.0, 10.0]), np.array([2.0, 8.0, 30.0])  # medians 2 and 8
-    assert compare.ratios({"nbbn": nbbn, "peer": peer})["peer"]["median"] == 3
+    assert timing.ratios({"nbbn": nbbn, "peer": peer}, {"peer": "nbbn"})["peer"]["median"] == 3
 
 
-def test_publish_writes_the_section_and_leaves_the_rest_alone(published):
-    results, readme = published
-    text = readme.read_text()
-    assert text.startswith(f"# Title\n\n{publish.BEGIN}\n")
-    assert text.endswith(f"\n{publish.END}\n\nThe rest.\n")
-    assert "(results/machine.png)" in text
-    assert "`a test`" in text
-    assert all(word in text for word in ("NumPy", "(4, 5, 7, 3) channels-last", *OPERATIONS))
-    assert results.with_suffix(".png").stat().st_size > 10_000
-    check(results, readme)
+def test_a_slow_case_gets_fewer_rounds_for_everyone(operation, ours):
+    entry = timing.measure(operation, Inputs(Case((9, 4))), Effort(rounds=9, seconds=0.0, least=2), ours)
+    assert entry["rounds"] == 2
+    limits = {"read"} if operation.name == "statistics" else {"stream", "copy"}
+    assert entry["ceiling"] in limits
+    assert set(entry["ratios"]) >= {"numpy"} | limits
+    assert set(entry["seconds"]) == {"nbbn", *entry["ratios"]}
+    for values in [*entry["seconds"].values(), *entry["ratios"].values()]:
+        assert 0 < values["lower"] <= values["median"] <= values["upper"]
 
 
-def test_publishing_twice_changes_nothing(published):
-    results, readme = published
-    before = readme.read_bytes()
-    publish.main([str(results), "--readme", str(readme)])
-    assert readme.read_bytes() == before
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 150_001])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_ceilings_touch_every_byte(monkeypatch, size, dtype):
+    monkeypatch.setattr("nbbn.get_num_threads", lambda: 1)  # the same source as for more, compiled faster
+    x = np.random.default_rng(0).integers(1, 100, size).astype(dtype)
+    if dtype == np.float32:
+        assert ceilings.read(x)() == x[: size // 2 * 2].view(np.int64).sum()
+    for kernel in (ceilings.copy, ceilings.stream):
+        out = ceilings._aligned(size, np.dtype(np.float32))
+        kernel([x], out)()
+        np.testing.assert_array_equal(out, x)
+        if dtype == np.float32:
+            kernel([x, 2 * x], out)()
+            np.testing.assert_array_equal(out, 3 * x)
 
 
-def test_a_figure_changed_by_hand_is_found(published):
-    results, readme = published
-    readme.write_text(readme.read_text().replace("GB/s", "TB/s", 1))
-    with pytest.raises(SystemExit, match=r"README.md: the section on speed is not the one of machine.json"):
-        check(results, readme)
+def test_non_temporal_stores_need_an_aligned_result():
+    room = ceilings._aligned(32, np.dtype(np.float32))
+    with pytest.raises(ValueError, match="multiple of 64"):
+        ceilings.stream([room[1:17]], room[1:17])
 
 
-def test_another_measurement_makes_the_readme_stale(published, measured):
-    results, readme = published
-    report.save(measured | {"date": "2000-01-01T12:00+00:00"}, results)
-    with pytest.raises(SystemExit, match=r"README.md"):
-        check(results, readme)
+# --- the other parts --------------------------------------------------------------------------------------------
 
 
-def test_a_plot_of_other_results_is_found(published, measured):
-    results, readme = published
-    entry = deepcopy(measured["results"][0])
-    entry["ratios"]["numpy"]["upper"] += 1  # the README shows medians only
-    report.save(measured | {"results": [entry, *measured["results"][1:]]}, results)
-    with pytest.raises(SystemExit, match=r"machine.png: missing, or not drawn from machine.json"):
-        check(results, readme)
+@pytest.mark.skipif(not memory._CLEAR.exists(), reason="the system does not tell the peak of memory")
+def test_extra_memory_is_what_a_call_needs_at_its_peak():
+    assert memory.peak_extra(lambda: None) < 1e6
+    assert 20e6 < memory.peak_extra(lambda: np.ones(20_000_000, np.uint8).sum()) < 25e6
 
 
-def test_a_missing_plot_is_found(published):
-    results, readme = published
-    results.with_suffix(".png").unlink()
-    with pytest.raises(SystemExit, match=r"machine.png: missing"):
-        check(results, readme)
+@pytest.mark.skipif(not memory._CLEAR.exists(), reason="the system does not tell the peak of memory")
+def test_memory_is_measured_in_a_process_of_its_own():
+    (entry, *rest) = memory.measure((Case((4, 8, 28, 28)),))
+    assert entry["peak_extra_bytes"] >= 0
+    assert [e["operation"] for e in rest] == ["training", "evaluation", "backward"]
 
 
-@pytest.mark.parametrize("text", ["", publish.BEGIN, f"{publish.END} {publish.BEGIN}"])
-def test_a_readme_without_markers_is_refused_and_left_alone(published, text):
-    results, readme = published
-    readme.write_text(text)
-    for flags in ([], ["--check"]):
-        with pytest.raises(SystemExit, match=r"expected a line <!-- speed:begin -->"):
-            publish.main([str(results), "--readme", str(readme), *flags])
-    assert readme.read_text() == text
+def test_first_calls_are_measured_uncompiled_and_compiled(monkeypatch):
+    monkeypatch.setattr(startup, "CALLS", {"ema_update": startup.CALLS["ema_update"]})
+    (entry,) = startup.first_calls(["float32", "float16"], (9, 4))
+    assert (entry["function"], entry["dtype"]) == ("ema_update", "float32")
+    assert entry["uncached"] > 0
+    assert entry["cached"] > 0
 
 
-def test_the_newest_results_are_the_ones_measured_last(measured, tmp_path):
-    assert report.newest(tmp_path) is None
-    for name, date in (
-        ("b", "2026-01-02T00:00+00:00"),
-        ("a", "2026-01-03T00:00+00:00"),
-        ("c", "2025-12-31T00:00+00:00"),
-    ):
-        report.save(measured | {"date": date}, tmp_path / f"{name}.json")
-    assert report.newest(tmp_path).name == "a.json"
+def test_compiled_kernels_are_counted(monkeypatch):
+    monkeypatch.setattr(startup, "_EVERYTHING", "import nbbn, numpy as np; m = nbbn.Moments.zeros(3); m + m")
+    counted = startup.kernels(["float32"])
+    assert counted["number"] == 1
+    assert counted["bytes"] > 1000
+
+
+def test_import_times_are_ratios_within_a_round():
+    measured = startup.imports(rounds=1)
+    ratio = measured["seconds"]["nbbn"]["median"] / measured["seconds"]["numba, numpy"]["median"]
+    assert measured["ratio"]["median"] == pytest.approx(ratio, rel=1e-2)
+
+
+def test_a_measured_process_that_fails_is_not_taken_for_a_figure():
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        startup._python("1 / 0", {})
 
 
 def test_the_name_of_a_machine_is_a_file_name():
     about = {"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "cores": 4, "threads": 2}
-    assert compare.machine_slug(about) == "intel-r-xeon-r-cpu-2-20ghz-4-cores-2-threads"
+    assert machine.slug(about) == "intel-r-xeon-r-cpu-2-20ghz-4-cores-2-threads"
 
 
-def test_the_readme_of_this_repository_is_the_one_of_its_newest_results():
-    results = report.newest()
-    if results is None:
-        pytest.skip("no results in bench/results yet")
-    if not publish.README.exists() or publish.BEGIN not in publish.README.read_text(encoding="utf-8"):
-        pytest.skip("the README has no section on speed yet")
-    assert publish.stale(results, publish.README) is None
+def test_the_largest_cache_counts(tmp_path):
+    for number, size in enumerate(("32K", "512K", "32M")):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}" / "size").write_text(f"{size}\n")
+    assert machine.last_level_cache(tmp_path) == 32 * 2**20
+    assert machine.last_level_cache(tmp_path / "absent") > 0
