@@ -11,7 +11,7 @@ next to nothing (host), import and compilation (startup), extra memory.
 import argparse
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import timing
 from cases import CASES, Case
 from inputs import Inputs
 from operations import OPERATIONS, UnsupportedError, say, settings
-from peers import PEERS, versions
+from peers import PEERS, Peer, versions
 from report import RESULTS, Report, save
 from timing import Effort
 
@@ -36,19 +36,25 @@ SMALLEST = (Case((1, 1)), Case((64, 64)))
 HOSTS = ("nbbn", "nbbn-new", "torch", "torch-new")
 
 
-def compare(cases: Sequence[Case], effort: Effort, command: str, parts: Sequence[str] = PARTS) -> Report:
-    with settings():
-        throughput = entries(cases, effort) if "throughput" in parts else []
-        few = {name: PEERS[name] for name in HOSTS}
-        host = entries(SMALLEST, effort, few) if "host" in parts else []
+def compare(
+    cases: Sequence[Case],
+    effort: Effort,
+    command: str,
+    parts: Sequence[str] = PARTS,
+    peers: Mapping[str, Peer] = PEERS,
+) -> Report:
+    few = {name: peer for name, peer in peers.items() if name in HOSTS}
+    with settings(peers):
+        throughput = entries(cases, effort, peers) if "throughput" in parts else []
+        host = entries(SMALLEST, effort, few, with_ceilings=False) if "host" in parts else []
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "command": command,
         "rounds": effort.rounds,
         "machine": machine.describe(),
-        "versions": versions() | {"numba": numba.__version__, "python": platform.python_version()},
-        "labels": {name: peer.label for name, peer in PEERS.items()},
-        "against": {name: peer.against for name, peer in PEERS.items()},
+        "versions": versions(peers) | {"numba": numba.__version__, "python": platform.python_version()},
+        "labels": {name: peer.label for name, peer in peers.items()},
+        "against": {name: peer.against for name, peer in peers.items()},
         "results": throughput,
         "host": host,
         "startup": startup.measure() if "startup" in parts else {},
@@ -56,7 +62,9 @@ def compare(cases: Sequence[Case], effort: Effort, command: str, parts: Sequence
     }
 
 
-def entries(cases: Sequence[Case], effort: Effort, peers=PEERS) -> list[Report]:
+def entries(
+    cases: Sequence[Case], effort: Effort, peers: Mapping[str, Peer], with_ceilings: bool = True
+) -> list[Report]:
     """All operations on all cases, as far as this version of nbbn and what is installed go."""
     found = []
     for case in cases:
@@ -70,7 +78,7 @@ def entries(cases: Sequence[Case], effort: Effort, peers=PEERS) -> list[Report]:
                 continue
             say(f"{operation.name} of {case}")
             try:
-                found.append(timing.measure(operation, given, effort, peers, with_ceilings=peers is PEERS))
+                found.append(timing.measure(operation, given, effort, peers, with_ceilings))
             except UnsupportedError as error:
                 say(f"left out: {error}")
     return found

@@ -238,7 +238,8 @@ def test_non_temporal_stores_need_an_aligned_result():
 @pytest.mark.skipif(not memory._CLEAR.exists(), reason="the system does not tell the peak of memory")
 def test_extra_memory_is_what_a_call_needs_at_its_peak():
     assert memory.peak_extra(lambda: None) < 1e6
-    assert 20e6 < memory.peak_extra(lambda: np.ones(20_000_000, np.uint8).sum()) < 25e6
+    # the system counts resident pages of each thread in batches
+    assert 18e6 < memory.peak_extra(lambda: np.ones(20_000_000, np.uint8).sum()) < 25e6
 
 
 @pytest.mark.skipif(not memory._CLEAR.exists(), reason="the system does not tell the peak of memory")

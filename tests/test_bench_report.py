@@ -42,11 +42,8 @@ OTHER_PARTS = {
 
 @pytest.fixture(scope="module")
 def measured():
-    peers = {name: PEERS[name] for name in ("nbbn", "nbbn-new", "numpy")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "PEERS", peers)  # what every installation has
-        patch.setattr(compare, "HOSTS", ("nbbn", "nbbn-new"))
-        found = compare.compare(CASES, Effort(2, 60, 2), "a test", parts=("throughput", "host"))
+    peers = {name: PEERS[name] for name in ("nbbn", "nbbn-new", "numpy")}  # what every installation has
+    found = compare.compare(CASES, Effort(2, 60, 2), "a test", ("throughput", "host"), peers)
     return found | deepcopy(OTHER_PARTS)
 
 

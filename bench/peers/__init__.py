@@ -20,7 +20,7 @@ Fairness, in one place:
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from peers import (
     jax_xla,
@@ -31,7 +31,7 @@ from peers import (
     pytorch,
     statistics_only,
 )
-from peers.table import Build, Call, Peer, installed_versions
+from peers.table import Build, Call, Peer, versions
 
 #: What every OpenMP runtime that is loaded from here on finds in its environment.
 WAITING = {"GOMP_SPINCOUNT": "3000"}
@@ -54,10 +54,4 @@ PEERS: Mapping[str, Peer] = {
     "numbagg": statistics_only.NUMBAGG,
 }
 
-
-def versions() -> dict[str, str]:
-    """Version of every installed library, by the name of its distribution."""
-    return installed_versions(PEERS)
-
-
-__all__ = ["PEERS", "WAITING", "Build", "Call", "Callable", "Peer", "versions"]
+__all__ = ["PEERS", "WAITING", "Build", "Call", "Peer", "versions"]

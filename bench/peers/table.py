@@ -42,5 +42,6 @@ class Peer:
         return util.find_spec(self.module) is not None
 
 
-def installed_versions(peers: Mapping[str, Peer]) -> dict[str, str]:
+def versions(peers: Mapping[str, Peer]) -> dict[str, str]:
+    """Version of every installed library, by the name of its distribution."""
     return {p.distribution: metadata.version(p.distribution) for p in peers.values() if p.installed}
