@@ -1,5 +1,6 @@
 """The benchmarks' own parts: results are checked before timing, and what is timed is what it says."""
 
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -230,6 +231,14 @@ def test_non_temporal_stores_need_an_aligned_result():
     room = ceilings._aligned(32, np.dtype(np.float32))
     with pytest.raises(ValueError, match="multiple of 64"):
         ceilings.stream([room[1:17]], room[1:17])
+
+
+def test_the_suite_for_pytest_benchmark_runs():
+    pytest.importorskip("pytest_benchmark")
+    command = [sys.executable, "-m", "pytest", "-q", str(BENCH), "-k", "evaluation-64x64-numpy"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=BENCH.parent)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "1 passed" in run.stdout
 
 
 # --- the other parts --------------------------------------------------------------------------------------------
