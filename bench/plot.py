@@ -5,19 +5,24 @@ from pathlib import Path
 from cases import LADDER, Case
 from report import Report, conditions, digest, operations
 
-#: Colour and marker by contender: told apart in grey and by colour-blind readers too (Okabe & Ito). nbbn is black
-#: and thick. Peers that return new memory only are drawn with what they have.
+#: Colour, marker and stroke by contender: told apart in grey and by colour-blind readers too (Okabe & Ito). nbbn is
+#: black and thick, and dotted where it returns new memory, as oneDNN, JAX and PyTorch's backward pass always do.
 LINES = {
-    "nbbn": ("#000000", "o"),
-    "torch": ("#d55e00", "s"),
-    "torch-new": ("#d55e00", "s"),
-    "onednn": ("#cc79a7", "D"),
-    "jax": ("#009e73", "^"),
-    "onnxruntime": ("#e69f00", "v"),
-    "numpy": ("#0072b2", "P"),
-    "sklearn": ("#56b4e9", "X"),
-    "numbagg": ("#999999", "p"),
+    "nbbn": ("#000000", "o", "-"),
+    "nbbn-new": ("#000000", None, ":"),
+    "torch": ("#d55e00", "s", "-"),
+    "torch-new": ("#d55e00", "s", "-"),
+    "onednn": ("#cc79a7", "D", "-"),
+    "jax": ("#009e73", "^", "-"),
+    "onnxruntime": ("#e69f00", "v", "-"),
+    "numpy": ("#0072b2", "P", "-"),
+    "sklearn": ("#56b4e9", "X", "-"),
+    "numbagg": ("#999999", "p", "-"),
 }
+
+#: Fewer points are no line, unless there are no more: scikit-learn and numbagg serve one or two of them.
+LEAST_POINTS = 3
+
 INK, FAINT, CEILING = "#333333", "#e3e3e3", "#777777"
 
 
@@ -36,8 +41,9 @@ def draw(report: Report, path: Path) -> None:
     handles = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=handles.values(), loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9)
     caption = (
-        "x: bytes of the input, float32, 64 channels, channels-first. Medians and quartiles; grey and dashed: a kernel "
-        f"that does nothing but move the bytes.\n{report['date'][:10]}, {conditions(report)}"
+        "x: bytes of the input, float32, 64 channels, channels-first. Medians and quartiles; dashed: a kernel that "
+        "does nothing but move the bytes. oneDNN, JAX and PyTorch's backward pass return new memory: compare with "
+        f"the dotted line.\n{report['date'][:10]}, {conditions(report)}"
     )
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color=INK)
     figure.savefig(path, dpi=130, metadata={"Source": digest(report)})
@@ -55,18 +61,18 @@ def _draw_panel(axis, report, entries):
     entries = sorted(entries, key=lambda entry: entry["values"])
     ceilings = [entry | {"seconds": {"ceiling": entry["seconds"][entry["ceiling"]]}} for entry in entries]
     _draw_line(axis, ceilings, "ceiling", "what the memory allows", CEILING, None, linestyle=(0, (4, 2)), linewidth=1.6)
-    for name, (colour, marker) in LINES.items():
+    for name, (colour, marker, stroke) in LINES.items():
         # one line a library: with memory allocated before where it can, else as it does
         if name == "torch-new" and any("torch" in entry["seconds"] for entry in entries):
             continue
         label = report["labels"].get("torch" if name == "torch-new" else name, name)
-        ours = name == "nbbn"
-        _draw_line(axis, entries, name, label, colour, marker, linewidth=2.8 if ours else 1.4, zorder=5 if ours else 3)
+        style = {"linewidth": 2.8, "zorder": 5} if name == "nbbn" else {"linewidth": 1.4, "zorder": 3}
+        _draw_line(axis, entries, name, label, colour, marker, linestyle=stroke, **style)
 
 
 def _draw_line(axis, entries, name, label, colour, marker, **style):
     points = [entry for entry in entries if name in entry["seconds"]]
-    if not points:
+    if len(points) < min(LEAST_POINTS, len(entries)):
         return
     sizes = [4 * entry["values"] for entry in points]
     speeds = {
