@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for <machine>.json and .md")
     parser.add_argument("--rounds", type=int, default=usual.rounds, help="samples of every contender (default: 15)")
     parser.add_argument(
-        "--seconds", type=float, default=usual.seconds, help="for one operation and case; ends it early (default: 6)"
+        "--seconds", type=float, default=usual.seconds, help="for one operation and case; ends it early (default: 5)"
     )
     parser.add_argument(
         "--cases", type=Case.parse, nargs="+", default=CASES, help="such as 32x64x56x56 or 32x56x56x64-last-float16"

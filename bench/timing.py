@@ -31,7 +31,7 @@ class Effort:
     """Rounds for an entry: `rounds`, or what fits into `seconds`, but never fewer than `least`."""
 
     rounds: int = 15
-    seconds: float = 6.0
+    seconds: float = 5.0
     least: int = 5
 
 
