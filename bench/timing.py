@@ -88,11 +88,14 @@ def _take_turns(contenders: Mapping[str, Callable[[], object]], effort: Effort) 
 
 
 def _repeats(call: Callable[[], object]) -> int:
-    """Calls a sample, from the second of two calls: the first may compile and touches all memory."""
+    """Calls a sample, from the fastest of three after the first, which may compile and touches all memory."""
     call()
-    start = time.perf_counter()
-    call()
-    return max(1, round(SAMPLE / (time.perf_counter() - start)))
+    seconds: list[float] = []
+    while len(seconds) < 3 and sum(seconds) < SAMPLE:
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return max(1, round(SAMPLE / min(seconds)))
 
 
 def _sample(call: Callable[[], object], repeats: int) -> float:
