@@ -7,8 +7,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+#: What statistics, parameters and running arrays are kept in.
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-_FLOAT_CHARS = frozenset(dtype.char for dtype in FLOATS)  # comparing dtypes takes three times as long
+
+# comparing dtypes takes three times as long as comparing their characters
+_FLOAT_CHARS = frozenset(dtype.char for dtype in FLOATS)
+_INTEGER_CHARS = frozenset("?bBhHiIlLqQ")
 
 
 def numpy_array(name: str, value: Any) -> Array:
@@ -71,12 +75,21 @@ def _advice(name: str, value: Any) -> str:
     return ""
 
 
-def float_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """`dtype` if it is one that this version computes with, else a `TypeError`."""
-    if dtype.char in _FLOAT_CHARS:
-        return dtype
-    if dtype.kind in "iub" or dtype == np.float16 or dtype.name == "bfloat16":
-        raise TypeError(
-            f"{name}: this version computes with float32 and float64, got {dtype}; pass {name}.astype(numpy.float32)"
-        )
-    raise TypeError(f"{name}: expected float32 or float64, got dtype {dtype}")
+def is_data_float(dtype: np.dtype[Any]) -> bool:
+    """Whether this is a dtype of floating data: float32, float64, float16, or bfloat16 (of any library)."""
+    return dtype.char in _FLOAT_CHARS or dtype.char == "e" or dtype.name == "bfloat16"
+
+
+def is_data_integer(dtype: np.dtype[Any]) -> bool:
+    """Whether this is bool or an integer dtype."""
+    return dtype.char in _INTEGER_CHARS
+
+
+def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of what is computed from data of `dtype`, unless the caller brings an array for it."""
+    return FLOATS[0] if is_data_integer(dtype) else dtype
+
+
+def parameter_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of sums over a channel that go with data of `dtype`: sums of many halves would overflow a half."""
+    return dtype if dtype.char in _FLOAT_CHARS else FLOATS[0]

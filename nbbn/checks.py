@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.exceptions import AxisError
 
-from nbbn.arrays import FLOATS, Array, float_dtype, is_float, numpy_array
+from nbbn.arrays import FLOATS, Array, is_data_float, is_data_integer, is_float, numpy_array
 
 #: The default of every `momentum` parameter. An object of its own, so that `momentum=` given beside `decay=`
 #: is noticed even when it is 0.1.
@@ -21,9 +21,21 @@ ACTIVATIONS = (None, "relu")
 
 
 def data(name: str, value: Any) -> Array:
-    """An array of values to normalize."""
+    """An array of values: floating, integer or bool."""
     array = numpy_array(name, value)
-    float_dtype(name, array.dtype)
+    if not (is_data_float(array.dtype) or is_data_integer(array.dtype)):
+        raise TypeError(f"{name}: expected float32, float64, float16, bfloat16, integers or bool, got {array.dtype}")
+    return array
+
+
+def float_data(name: str, value: Any, purpose: str) -> Array:
+    """An array of floating values."""
+    array = data(name, value)
+    if not is_data_float(array.dtype):
+        raise TypeError(
+            f"{name}: expected float32, float64, float16 or bfloat16 {purpose}, got {array.dtype}; "
+            f"pass {name}.astype(numpy.float32)"
+        )
     return array
 
 
@@ -99,8 +111,8 @@ def output(out: Any, x: Array, **read: Array | None) -> Array | None:
     if out is None:
         return None
     array = numpy_array("out", out)
-    if not is_float(array):
-        raise TypeError(f"out: expected dtype float32 or float64, got {array.dtype}")
+    if not is_data_float(array.dtype):
+        raise TypeError(f"out: expected dtype float32, float64, float16 or bfloat16, got {array.dtype}")
     same_shape("out", array, x)
     if not array.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")

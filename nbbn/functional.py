@@ -5,7 +5,7 @@ from typing import Literal, overload
 import numpy as np
 
 from nbbn import backends, checks, placement
-from nbbn.arrays import Array
+from nbbn.arrays import Array, parameter_dtype
 from nbbn.backends import RunningUpdate
 from nbbn.checks import Activation, NonFinite
 from nbbn.moments import Moments
@@ -30,7 +30,7 @@ def normalize(
     Parameters
     ----------
     x : array of shape (..., C, ...)
-        float32 or float64.
+        float32, float64, float16, bfloat16 (`ml_dtypes`), any integer dtype or bool.
     mean, var : arrays of shape (C,)
         float32 or float64. A float64 mean is used in full, also for float32 `x`.
     weight, bias : arrays of shape (C,), optional
@@ -44,12 +44,12 @@ def normalize(
     activation : {None, "relu"}
         Applied last.
     out : array of the shape of x, optional
-        float32 or float64; may be `x` itself (in place), else must not overlap any input.
+        float32, float64, float16 or bfloat16; may be `x` itself (in place), else must not overlap any input.
 
     Returns
     -------
     array of the shape of x
-        `out`, or a new array of the dtype of `x`.
+        `out`, or a new array: of the dtype of `x`, float32 for integers and bool.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def batch_norm(
     Parameters
     ----------
     x : array of shape (..., C, ...)
-        float32 or float64.
+        float32, float64, float16 or bfloat16 (`ml_dtypes`); in evaluation integers and bool too.
     running_mean, running_var : arrays of shape (C,), optional in training
         float32 or float64. Training updates them in place; evaluation reads them.
     weight, bias : arrays of shape (C,), optional
@@ -190,19 +190,20 @@ def batch_norm(
     return_stats : bool
         Also return the `Moments` of this batch (in evaluation too, where they cost an extra pass).
     out : array of the shape of x, optional
-        float32 or float64; may be `x` itself (in place), else must not overlap any other argument.
+        float32, float64, float16 or bfloat16; may be `x` itself (in place), else must not overlap any other
+        argument.
 
     Returns
     -------
     y : array of the shape of x
-        `out`, or a new array of the dtype of `x`.
+        `out`, or a new array: of the dtype of `x`, float32 for integers and bool.
     stats : Moments
         Only with ``return_stats=True``.
 
     Raises
     ------
     TypeError
-        If an argument is not a NumPy array of a supported dtype.
+        If an argument is not a NumPy array of a supported dtype (training: floating).
     ValueError
         If training sees only one value per channel, evaluation has no running arrays, a per-channel array does
         not have C values, a number is out of range, or memory overlaps.
@@ -269,10 +270,10 @@ def forward(
 
     Statistics are None in evaluation unless asked for. `BatchNorm` brings its own state up to date before it warns.
     """
-    x = checks.data("x", x)
+    training = checks.flag("training", training)
+    x = checks.float_data("x", x, "in training") if training else checks.data("x", x)
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
-    training = checks.flag("training", training)
     weight = checks.optional_per_channel("weight", weight, channels)
     bias = checks.optional_per_channel("bias", bias, channels)
     rate = checks.momentum(momentum, decay)
@@ -340,7 +341,7 @@ def batch_norm_backward(
     grad_out : array of the shape of x
         Gradient of the loss with respect to the output.
     x : array of shape (..., C, ...)
-        The input of the forward call; float32 or float64.
+        The input of the forward call; float32, float64, float16 or bfloat16.
     mean, var : arrays of shape (C,)
         The statistics that normalized it: of the batch (population variance) for a training call, the running
         ones for evaluation.
@@ -354,14 +355,14 @@ def batch_norm_backward(
         True differentiates through the batch statistics of all elements (not of a masked forward call); False
         treats `mean` and `var` as constants (evaluation, frozen layers).
     out : array of the shape of x, optional
-        Where to put `grad_x`; float32 or float64. May be `grad_out` or `x` itself, else must not overlap any input.
+        Where to put `grad_x`; floating. May be `grad_out` or `x` itself, else must not overlap any input.
 
     Returns
     -------
     grad_x : array of the shape of x
         `out`, or a new array of the dtype of `x`.
     grad_weight, grad_bias : arrays of shape (C,)
-        In the dtype of `weight`, or of `x` where there is none.
+        In the dtype of `weight`; where there is none in that of `x`, float32 for half precision.
 
     Raises
     ------
@@ -391,10 +392,10 @@ def batch_norm_backward(
     >>> dx.ravel().round(3), dw.round(3), db
     (array([ 0.109, -0.152,  0.044]), array([-1.019]), array([1.]))
     """
-    x = checks.data("x", x)
+    x = checks.float_data("x", x, "in backward")
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
-    grad_out = checks.data("grad_out", grad_out)
+    grad_out = checks.float_data("grad_out", grad_out, "in backward")
     checks.same_shape("grad_out", grad_out, x)
     mean = checks.per_channel("mean", mean, channels)
     var = checks.per_channel("var", var, channels)
@@ -403,6 +404,6 @@ def batch_norm_backward(
     training = checks.flag("training", training)
     target = checks.output(out, x, grad_out=grad_out, mean=mean, var=var, weight=weight)
     grad_x, grad_weight, grad_bias = placement.backward(grad_out, x, channel, mean, var, weight, eps, training, target)
-    dtype = x.dtype if weight is None else weight.dtype
+    dtype = parameter_dtype(x.dtype) if weight is None else weight.dtype
     with np.errstate(over="ignore"):
         return grad_x if out is None else out, grad_weight.astype(dtype), grad_bias.astype(dtype)

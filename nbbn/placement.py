@@ -6,7 +6,7 @@ The public functions check and decide; what follows here is the same for all of 
 import numpy as np
 
 from nbbn import backends, checks
-from nbbn.arrays import Array
+from nbbn.arrays import Array, result_dtype
 from nbbn.backends import RunningUpdate
 from nbbn.layout import Canonical, canonical
 from nbbn.moments import Moments, wrap
@@ -53,7 +53,7 @@ def normalize(
 ) -> Array:
     """The affine step, into `out` or a new array."""
     order = canonical(x, channel)
-    y = order.empty(x.shape, x.dtype) if out is None else out
+    y = order.empty(x.shape, result_dtype(x.dtype)) if out is None else out
     if x.size:
         target = Target(order, y)
         addend = None if residual is None else order.view_or_copy(residual)
@@ -75,7 +75,7 @@ def train(
 ) -> tuple[Array, Moments, int]:
     """The fused training call: result, statistics, number of channels skipped. `x` is not empty."""
     order = canonical(x, channel)
-    y = order.empty(x.shape, x.dtype) if out is None else out
+    y = order.empty(x.shape, result_dtype(x.dtype)) if out is None else out
     target = Target(order, y)
     addend = None if residual is None else order.view_or_copy(residual)
     result = backends.empty_moments(checks.channels_of(x, channel))
@@ -100,7 +100,7 @@ def backward(
     """The three gradients, those of the parameters in float64."""
     channels = checks.channels_of(x, channel)
     order = canonical(x, channel)
-    grad_x = order.empty(x.shape, x.dtype) if out is None else out
+    grad_x = order.empty(x.shape, result_dtype(x.dtype)) if out is None else out
     grad_weight, grad_bias = np.zeros(channels), np.zeros(channels)
     if x.size:
         target = Target(order, grad_x)

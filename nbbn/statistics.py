@@ -24,7 +24,8 @@ def batch_stats(x: Array, *, axis: int | None = 1, where: BoolArray | None = Non
     Parameters
     ----------
     x : array of shape (..., C, ...)
-        float32 or float64, at least 2 dimensions (1 with ``axis=None``), any strides. Units: any.
+        float32, float64, float16, bfloat16 (`ml_dtypes`), any integer dtype or bool; at least 2 dimensions (1 with
+        ``axis=None``), any strides. Units: any.
     axis : int or None
         The channel axis; statistics are taken over all others. None: the whole array is one channel.
     where : bool array, optional
@@ -46,9 +47,9 @@ def batch_stats(x: Array, *, axis: int | None = 1, where: BoolArray | None = Non
     -----
     .. math:: \bar x_c = \frac1n \sum_i x_{ci}, \qquad M_{2,c} = \sum_i (x_{ci} - \bar x_c)^2
 
-    in two passes over cache-sized blocks, merged by Chan, Golub & LeVeque (1979). For float32 data the variance
-    has a relative error below 2e-6 for :math:`|\bar x| / \sigma` up to 1e6. The result does not depend on the
-    number of threads.
+    in one pass: sums of deviations from an origin near the mean, chunk by chunk, merged by Chan, Golub & LeVeque
+    (1979). For float32 data the variance has a relative error below 2e-6 for :math:`|\bar x| / \sigma` up to 1e6;
+    sums of integers are exact. The result does not depend on the number of threads.
 
     Examples
     --------

@@ -72,17 +72,16 @@ CASES = [
     ({"decay": 0.9, "momentum": 0.1}, ValueError, "expected one of them"),
     ({"decay": 0.9, "momentum": 0.2}, ValueError, "expected one of them"),
     ({"ddof": 2}, ValueError, "ddof: expected 0 .* or 1"),
-    ({"x": X.astype(complex)}, TypeError, "x: expected float32 or float64, got dtype complex128"),
-    ({"x": X.astype(object)}, TypeError, "x: expected float32 or float64, got dtype object"),
-    ({"x": X.astype(str)}, TypeError, "x: expected float32 or float64"),
-    ({"x": np.zeros((4, 3), [("a", np.float32)])}, TypeError, "x: expected float32 or float64"),
-    ({"x": X.astype("datetime64[s]")}, TypeError, "x: expected float32 or float64"),
+    ({"x": X.astype(complex)}, TypeError, "x: expected float32.*integers or bool, got complex128"),
+    ({"x": X.astype(object)}, TypeError, "x: expected float32.*integers or bool, got object"),
+    ({"x": X.astype(str)}, TypeError, "x: expected float32"),
+    ({"x": np.zeros((4, 3), [("a", np.float32)])}, TypeError, "x: expected float32"),
+    ({"x": X.astype("datetime64[s]")}, TypeError, "x: expected float32"),
     ({"x": X.tolist()}, TypeError, r"x: expected a NumPy array, got list; pass numpy.asarray\(x\)"),
-    ({"x": X.astype(np.int32)}, TypeError, r"x: this version computes with float32 and float64, got int32; pass x.astype"),
-    ({"x": X.astype(np.uint8)}, TypeError, "got uint8"),
-    ({"x": X > 0}, TypeError, "got bool"),
-    ({"x": X.astype(np.float16)}, TypeError, "got float16"),
-    ({"x": X.astype(np.longdouble)}, TypeError, "x: expected float32 or float64"),
+    ({"x": X.astype(np.int32)}, TypeError, r"x: expected float32.*in training, got int32; pass x.astype"),
+    ({"x": X.astype(np.uint8)}, TypeError, "in training, got uint8"),
+    ({"x": X > 0}, TypeError, "in training, got bool"),
+    ({"x": X.astype(np.longdouble)}, TypeError, "x: expected float32"),
     ({"x": X.astype(">f4")}, TypeError, "x: expected native byte order"),
     ({"x": np.ma.masked_array(X, X > 0)}, TypeError, "x: expected a plain array, got a masked array.*where=~x.mask"),
     ({"running_mean": read_only(ONES)}, ValueError, "running_mean: expected a writable array"),
@@ -102,7 +101,7 @@ CASES = [
     ({"where": np.arange(72).reshape(6, 3, 4) == 4}, ValueError, "where: expected more than 1 value per channel"),
     ({"residual": X[:5]}, ValueError, r"residual: expected the shape of x, \(6, 3, 4\), got \(5, 3, 4\)"),
     ({"residual": ONES}, ValueError, "residual"),
-    ({"residual": X.astype(int)}, TypeError, "residual"),
+    ({"residual": X.astype(complex)}, TypeError, "residual"),
     ({"activation": "gelu"}, ValueError, "activation: expected one of .*'relu'.*got 'gelu'"),
     ({"nonfinite": "ignore"}, ValueError, "nonfinite: expected one of .*'skip'.*got 'ignore'"),
     ({"nonfinite": None}, ValueError, "nonfinite"),
@@ -110,7 +109,7 @@ CASES = [
     ({"return_stats": "yes"}, TypeError, "return_stats"),
     ({"out": X[:5].copy()}, ValueError, r"out: expected the shape of x, \(6, 3, 4\), got \(5, 3, 4\)"),
     ({"out": read_only(X)}, ValueError, "out: expected a writable array"),
-    ({"out": X.astype(int)}, TypeError, "out: expected dtype float32 or float64, got int64"),
+    ({"out": X.astype(int)}, TypeError, "out: expected dtype float32.*got int64"),
     ({"out": X.tolist()}, TypeError, "out: expected a NumPy array"),
     ({"x": SHARED[:6], "out": SHARED[1:]}, ValueError, "out: expected x itself or memory of its own, got .* overlaps x"),
     ({"x": SHARED[:6], "out": SHARED[5::-1]}, ValueError, "overlaps x"),
@@ -134,7 +133,8 @@ def test_training(backend, changes, error, message):
         call(**changes)
 
 
-EVALUATION = [c for c in CASES if not {"running_mean", "running_var", "where"} & c[0].keys() and "1 value" not in c[2]]
+TRAINING_ONLY = {"running_mean", "running_var", "where"}
+EVALUATION = [c for c in CASES if not TRAINING_ONLY & c[0].keys() and "1 value" not in c[2] and "training" not in c[2]]
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), EVALUATION)
@@ -196,7 +196,7 @@ def test_arrays_on_a_cuda_device(module, attributes, advice):
 BACKWARD = [
     ({"grad_out": X[:5]}, ValueError, r"grad_out: expected the shape of x, \(6, 3, 4\), got \(5, 3, 4\)"),
     ({"grad_out": X.astype(int)}, TypeError, "grad_out"),
-    ({"x": X.astype(int)}, TypeError, "x: this version computes"),
+    ({"x": X.astype(int)}, TypeError, "x: expected float32.*in backward, got int64"),
     ({"mean": np.ones(2)}, ValueError, "mean: expected 3 values.*got 2"),
     ({"var": None}, TypeError, "var: expected a NumPy array, got NoneType"),
     ({"eps": -1}, ValueError, "eps"),

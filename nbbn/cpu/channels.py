@@ -49,7 +49,7 @@ def fits(mean, scale, narrow):
 def fill_coefficients(mean, var, weight, bias, c, eps, wide, narrow, k):
     """Fill column k of `wide` and of `narrow` with mean, scale, shift of channel c; returns whether narrow serves."""
     scale = channel_scale(var, weight, c, eps)
-    shift = bias[c] if bias.size else 0.0
+    shift = bias[c] if bias.size else -0.0  # y + -0.0 is y, also where y is -0.0
     kind = narrow.dtype.type
     wide[0, k], wide[1, k], wide[2, k] = mean, scale, shift
     narrow[0, k], narrow[1, k], narrow[2, k] = split(mean, scale, shift, kind)

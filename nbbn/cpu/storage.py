@@ -69,8 +69,13 @@ def from_memory(context, builder, dtype, value, lane):
 
 
 def to_memory(context, builder, dtype, value):
-    """`value` (float32 or float64, scalar or vector), rounded to nearest even for the memory of `dtype`."""
+    """`value` (float32 or float64, scalar or vector), rounded to nearest even for the memory of `dtype`.
+
+    Integers (sums of 8-bit data) go only where they came from.
+    """
     lane = value.type.element if isinstance(value.type, ir.VectorType) else value.type
+    if isinstance(lane, ir.IntType):
+        return value
     if dtype == types.float64:
         return _widened(builder, value, _like(value.type, F64))
     narrow = builder.fptrunc(value, _like(value.type, F32)) if lane == F64 else value
@@ -102,6 +107,11 @@ def _has_half_instructions(context):
 def _float_of_half(context, builder, bits):
     if _has_half_instructions(context):
         return builder.fpext(builder.bitcast(bits, _like(bits.type, F16)), _like(bits.type, F32))
+    return half_to_float_bits(builder, bits)
+
+
+def half_to_float_bits(builder, bits):
+    """A half as float32, by arithmetic on its bits."""
     kind = bits.type
     number = lambda n: _constant(builder, kind, I32, n)  # noqa: E731
     wide = builder.zext(bits, _like(kind, I32))
@@ -119,6 +129,11 @@ def _float_of_half(context, builder, bits):
 def _half_of_float(context, builder, value):
     if _has_half_instructions(context):
         return builder.bitcast(builder.fptrunc(value, _like(value.type, F16)), _like(value.type, I16))
+    return float_to_half_bits(builder, value)
+
+
+def float_to_half_bits(builder, value):
+    """The half nearest to a float32 (ties to even), by arithmetic on its bits."""
     kind = value.type
     number = lambda n: _constant(builder, kind, I32, n)  # noqa: E731
     bits = builder.bitcast(value, _like(kind, I32))
