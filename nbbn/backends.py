@@ -41,6 +41,9 @@ class Backend(Protocol):
 
     name: str
 
+    #: The short way for small arrays (`nbbn.quick`), if the backend has one.
+    small: "Small | None"
+
     def moments(self, x: Array, where: Array | None, count: Array, mean: Array, m2: Array) -> None:
         """Write count, mean and m2 of every channel (0, 0, 0 where nothing is selected)."""
 
@@ -119,6 +122,32 @@ class Backend(Protocol):
         m2: Array,
     ) -> None:
         """Write the moments of the whole without part b."""
+
+
+class Small(Protocol):
+    """What a backend with a short way has besides: arrays are contiguous, of one float dtype, and checked here.
+
+    The first two answer False, having written nothing, if memory overlaps, a number of values differs, or it is not
+    theirs to do.
+    """
+
+    def normalize(
+        self, x: Array, out: Array, mean: Array, var: Array, weight: Array | None, bias: Array | None, eps: float
+    ) -> bool:
+        """`affine` without residual and activation."""
+
+    def may_update(
+        self, running_mean: Array, running_var: Array, x: Array, out: Array, weight: Array | None, bias: Array | None
+    ) -> bool:
+        """Whether the running arrays fit and have memory of their own."""
+
+    def moments(self, x: Array, count: Array, mean: Array, m2: Array) -> None:
+        """As `Backend.moments`."""
+
+    def ema(
+        self, running_mean: Array, running_var: Array, count: Array, mean: Array, m2: Array, momentum: float, ddof: int
+    ) -> None:
+        """As `Backend.ema`; channels that are not finite included."""
 
 
 def current() -> Backend:

@@ -4,7 +4,7 @@ from typing import Literal, overload
 
 import numpy as np
 
-from nbbn import backends, checks, placement
+from nbbn import backends, checks, placement, quick
 from nbbn.arrays import Array, parameter_dtype
 from nbbn.backends import RunningUpdate
 from nbbn.checks import Activation, NonFinite
@@ -73,6 +73,10 @@ def normalize(
     array([[-0.5],
            [ 0.5]])
     """
+    if residual is None and activation is None:
+        y = quick.evaluate(x, mean, var, weight, bias, eps, axis, out)
+        if y is not None:
+            return y
     x = checks.data("x", x)
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
@@ -86,6 +90,9 @@ def normalize(
     target = checks.output(out, x, residual=residual, mean=mean, var=var, weight=weight, bias=bias)
     y = placement.normalize(x, channel, mean, var, weight, bias, eps, residual, relu, target)
     return y if out is None else out
+
+
+_PROPAGATE: NonFinite = "propagate"  # the object that is the default: no comparison with what may be an array
 
 
 @overload
@@ -146,7 +153,7 @@ def batch_norm(
     where: BoolArray | None = None,
     residual: Array | None = None,
     activation: Activation = None,
-    nonfinite: NonFinite = "propagate",
+    nonfinite: NonFinite = _PROPAGATE,
     return_stats: bool = False,
     out: Array | None = None,
 ) -> Array | tuple[Array, Moments]:
@@ -236,6 +243,11 @@ def batch_norm(
     >>> nbbn.batch_norm(x[:1], mean, var)  # evaluation: a batch of one is fine
     array([[0.7627666]], dtype=float32)
     """
+    plain = where is None and residual is None and activation is None and decay is None and return_stats is False
+    if plain and training is False and nonfinite is _PROPAGATE and quick.harmless(momentum, ddof):
+        quick_y = quick.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
+        if quick_y is not None:
+            return quick_y
     return_stats = checks.flag("return_stats", return_stats)
     y, stats, skipped = forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis=axis, decay=decay, ddof=ddof,
@@ -268,8 +280,13 @@ def forward(
 ) -> tuple[Array, Moments | None, int]:
     """What `batch_norm` does, without the warning: result, statistics, number of channels skipped.
 
-    Statistics are None in evaluation unless asked for. `BatchNorm` brings its own state up to date before it warns.
+    Statistics may be None unless asked for. `BatchNorm` brings its own state up to date before it warns.
     """
+    plain = where is None and residual is None and activation is None and decay is None
+    if plain and training is True and nonfinite is _PROPAGATE:
+        done = quick.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, ddof, out, need_stats)
+        if done is not None:
+            return *done, 0
     training = checks.flag("training", training)
     x = checks.float_data("x", x, "in training") if training else checks.data("x", x)
     channel = checks.channel_axis(x, axis)

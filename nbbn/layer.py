@@ -287,8 +287,9 @@ class BatchNorm:
             eps=self.eps,
             axis=self.axis,
             nonfinite=self.nonfinite,
+            need_stats=True,
         )
-        assert stats is not None  # training has statistics
+        assert stats is not None  # asked for
         self._forward = _Forward(x, stats.mean, stats.var(), True, self._frozen)
         if moves and x.size and self.track_running_stats:
             self.num_batches_tracked = tracked

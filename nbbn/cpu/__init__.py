@@ -1,19 +1,14 @@
 """The CPU backend: picks a kernel by layout, precision and size. The contract is `nbbn.backends.Backend`."""
 
-import math
 from typing import Any
 
 import numpy as np
 
-from nbbn import formulas
 from nbbn.cpu import caches, channels, columns, columns_backward, masked, rows, rows_backward, threads, tiles
+from nbbn.cpu import small as small  # the short way
 from nbbn.cpu.storage import BFLOAT16, HALF
-from nbbn.cpu.vector import LANES
 
 name = "cpu"
-
-#: `inner` below this goes to the columns family. Rows shorter than a few vectors are mostly loop overhead.
-ROWS_FROM = 128
 
 #: Bytes of memory in one run that channels are taken together for: statistics alone, and what is read twice.
 LONG_RUN, SHORT_RUN = 65536, 4096
@@ -81,9 +76,8 @@ def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
 
 def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight, grad_bias):
     mean, weight = _float64(mean), _float64_or_nothing(weight)
-    with np.errstate(all="ignore"):
-        inv_std = 1.0 / np.sqrt(_float64(var) + eps)
-        narrow = _fits_float32(mean, inv_std, weight if weight.size else 1.0)
+    inv_std = np.empty(mean.size)
+    narrow = channels.backward_scales(mean, _float64(var), weight, eps, inv_std)
     streaming = caches.streams(grad_x, x, grad_out)
     fused = training and _fused(_parallel(x), x, grad_out, grad_x)
     g, x, result = _raw(grad_out), _raw(x), _raw(grad_x)
@@ -143,7 +137,7 @@ def remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2):
 def _as_columns(*views: Any) -> bool:
     """Whether the columns family serves these views: short rows, and the channels of a row side by side."""
     inner = views[0].shape[2]
-    if inner >= ROWS_FROM:
+    if inner >= tiles.ROWS_FROM:
         return False
     return all(v is None or v.strides[1] == inner * v.itemsize or v.shape[1] == 1 for v in views)
 
@@ -179,15 +173,10 @@ def _side_by_side(x: Any, least: int) -> int:
 
 
 def _fold(*views: Any) -> int:
-    """How many rows to take as one, so that about TILE columns lie side by side; their memory must be one piece."""
-    outer, channels, inner = views[0].shape
-    # a folded row needs its coefficients expanded and its columns merged: worth it for 16 of them or more
-    fold = min(tiles.TILE // (channels * inner), outer // 16)
-    full = LANES // math.gcd(LANES, channels * inner)  # so many rows are full vectors
-    fold -= fold % full if fold > full else 0
-    if fold < 2 or not all(v is None or v.flags.c_contiguous for v in views):
+    """How many rows to take as one: their memory must be one piece."""
+    if not all(v is None or v.flags.c_contiguous for v in views):
         return 1
-    return fold
+    return int(tiles.rows_as_one(*views[0].shape))
 
 
 # --- arguments of kernels ------------------------------------------------------------------------------------------
@@ -234,10 +223,3 @@ def _float64_or_nothing(values: Any) -> Any:
 
 def _per_channel(number: int, size: int, dtype: Any) -> Any:
     return np.empty((number, size), dtype)
-
-
-def _fits_float32(mean: Any, inv_std: Any, weight: Any) -> bool:
-    """Whether float32 arithmetic serves the input gradient of every channel, coefficients included."""
-    sizes = np.abs(np.stack(np.broadcast_arrays(inv_std, inv_std * inv_std, inv_std * weight, inv_std**3 * weight)))
-    inside = (sizes == 0.0) | ((sizes > formulas.SCALE_LOWEST) & (sizes < formulas.SCALE_HIGHEST))
-    return bool(inside.all() and (np.abs(mean) < formulas.MEAN_HIGHEST).all())

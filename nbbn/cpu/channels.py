@@ -46,10 +46,15 @@ def fits(mean, scale, narrow):
 
 
 @formula
+def channel_shift(bias, c):
+    return np.float64(bias[c]) if bias.size else -0.0  # y + -0.0 is y, also where y is -0.0
+
+
+@formula
 def fill_coefficients(mean, var, weight, bias, c, eps, wide, narrow, k):
     """Fill column k of `wide` and of `narrow` with mean, scale, shift of channel c; returns whether narrow serves."""
     scale = channel_scale(var, weight, c, eps)
-    shift = bias[c] if bias.size else -0.0  # y + -0.0 is y, also where y is -0.0
+    shift = channel_shift(bias, c)
     kind = narrow.dtype.type
     wide[0, k], wide[1, k], wide[2, k] = mean, scale, shift
     narrow[0, k], narrow[1, k], narrow[2, k] = split(mean, scale, shift, kind)
@@ -115,6 +120,19 @@ def remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2):
     for c in range(count.size):
         whole = (count_all[c], mean_all[c], m2_all[c])
         count[c], mean[c], m2[c] = remove_formula(*whole, count_b[c], mean_b[c], m2_b[c])
+
+
+@serial_kernel(reads=("mean", "var", "weight"))
+def backward_scales(mean, var, weight, eps, inv_std):
+    """Fill 1 / sqrt(var + eps); returns whether float32 serves the input gradient of every channel."""
+    served = True
+    for c in range(mean.size):
+        inv_std[c] = inverse_std(var[c], eps)
+        w = weight[c] if weight.size else 1.0
+        power = inv_std[c] * inv_std[c]
+        served &= fits_float32(mean[c], 0.0, inv_std[c]) and fits_float32(mean[c], 0.0, power)
+        served &= fits_float32(mean[c], 0.0, inv_std[c] * w) and fits_float32(mean[c], 0.0, power * inv_std[c] * w)
+    return served
 
 
 @serial_kernel(reads=("total", "products", "mean", "high", "inv_std", "weight"))

@@ -29,7 +29,7 @@ from nbbn.cpu.memory import (
     store,
     sum_origin,
 )
-from nbbn.cpu.rows import finite_or_zero
+from nbbn.cpu.rows import SAMPLE, finite_or_zero
 from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, TILE, chunk_of_rows, clear, expand, tile_width
 from nbbn.cpu.vector import LANES, fmuladd
 
@@ -87,7 +87,8 @@ def fill_origin(x, r0, r1, step, j0, origin, sums):
     for k in range(values.size):
         values[k] = element(start, k * inner, sum_origin(x))
     expand(values, origin, 0, inner)
-    end = min(r1, r0 + STRIP * step)
+    rows = max(2, min(STRIP, SAMPLE * values.size // width))
+    end = min(r1, r0 + rows * step)
     column_sums(x, r0, end, step, j0, origin, sums)
     for k in range(values.size):
         total, _ = channel_sums(sums, k, values.size, inner)

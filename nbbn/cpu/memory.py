@@ -222,6 +222,17 @@ head_short = intrinsic(_head(SHORT))
 
 
 @intrinsic
+def address(typingctx, array):
+    """Where an array begins."""
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.intp(array), codegen
+
+
+@intrinsic
 def prefetch(typingctx, source, i):
     """Ask for the cache line of source[i], which may lie beyond its end: nothing is read."""
 

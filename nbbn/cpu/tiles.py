@@ -10,6 +10,9 @@ import numpy as np
 from nbbn.cpu.jit import elementwise, formula
 from nbbn.cpu.vector import LANES
 
+#: `inner` below this goes to the columns family. Rows shorter than a few vectors are mostly loop overhead.
+ROWS_FROM = 128
+
 #: Columns worked on together: their accumulators (3 x 2 kB of float32) stay in the first-level cache.
 TILE = 512
 
@@ -44,6 +47,14 @@ def _tile_columns(width, inner):
 
 
 tile_columns = formula(_tile_columns)
+
+
+def rows_as_one(outer, channels, inner):
+    """How many rows of contiguous memory to take as one, so that about TILE columns lie side by side."""
+    # a folded row needs its coefficients expanded and its columns merged: worth it for 16 of them or more
+    fold = min(TILE // (channels * inner), outer // 16)
+    full = LANES // math.gcd(LANES, channels * inner)  # so many rows are full vectors
+    return max(1, fold - fold % full if fold > full else fold)
 
 
 @formula

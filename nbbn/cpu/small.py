@@ -1,0 +1,149 @@
+"""The affine step on small contiguous arrays in one serial kernel, checks of memory included.
+
+A call on (64, 64) is a microsecond of work: checks and preparations, array by array, would take twenty times as long.
+So these kernels look at memory themselves, and answer False, having written nothing, whenever an argument is not as
+they want it; the long way then does what is to be done, or says what is wrong. Arithmetic and its order are those
+of the large kernels: results are the same, bit for bit.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from nbbn.cpu import columns, rows, tiles
+from nbbn.cpu.affine import normalize_row
+from nbbn.cpu.channels import channel_scale, channel_shift, split
+from nbbn.cpu.channels import ema as ema_kernel
+from nbbn.cpu.channels import fits as exact
+from nbbn.cpu.jit import formula, serial_kernel
+from nbbn.cpu.memory import address
+from nbbn.cpu.tiles import expand
+
+# --- what `nbbn.backends.Small` asks for -----------------------------------------------------------------------------
+
+_NOTHING = np.empty(0, np.float32)  # what most parameters are: no kernel of its own for those that are absent
+
+
+def normalize(x, out, mean, var, weight, bias, eps):
+    w = _NOTHING if weight is None else weight
+    b = _NOTHING if bias is None else bias
+    if x.shape[2] >= tiles.ROWS_FROM:
+        return _normalize_rows(x, out, mean, var, w, b, eps)
+    return _normalize_columns(x, out, mean, var, w, b, eps)
+
+
+def may_update(running_mean, running_var, x, out, weight, bias):
+    w = _NOTHING if weight is None else weight
+    b = _NOTHING if bias is None else bias
+    return _may_update(running_mean, running_var, x, out, w, b)
+
+
+#: Columns worked on together, about: more take longer to prepare than they save.
+SMALL_TILE = 256
+
+
+def moments(x, count, mean, m2):
+    by_columns, fold = _plan(*x.shape)
+    count.fill(x.shape[0] * x.shape[2])
+    if by_columns:
+        columns.moments.serial(x, fold, mean, m2)
+    else:
+        rows.moments.serial(x, 1, mean, m2)
+
+
+@lru_cache(1024)
+def _plan(outer, channels, inner):
+    """Whether the columns family takes the statistics, and how many rows it takes as one."""
+    return inner < tiles.ROWS_FROM, tiles.rows_as_one(outer, channels, inner)
+
+
+def ema(running_mean, running_var, count, mean, m2, momentum, ddof):
+    ema_kernel(running_mean, running_var, count, mean, m2, momentum, ddof, False)
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+
+@formula
+def disjoint(a, b):
+    """Whether two contiguous arrays share no memory."""
+    a0, b0 = address(a), address(b)
+    return a0 + a.size * a.itemsize <= b0 or b0 + b.size * b.itemsize <= a0
+
+
+@formula
+def fits(x, out, mean, var, weight, bias):
+    """Whether there is a value per channel everywhere and `out` is `x` or memory of its own."""
+    channels = x.shape[1]
+    if mean.size != channels or var.size != channels:
+        return False
+    if (weight.size != channels and weight.size) or (bias.size != channels and bias.size):
+        return False
+    if address(out) != address(x) and not disjoint(out, x):
+        return False
+    return disjoint(out, mean) and disjoint(out, var) and disjoint(out, weight) and disjoint(out, bias)
+
+
+@serial_kernel(reads=("x", "out", "weight", "bias"))
+def _may_update(running_mean, running_var, x, out, weight, bias):
+    """Whether the running arrays have a value per channel and memory of their own."""
+    channels = x.shape[1]
+    if running_mean.size != channels or running_var.size != channels or not disjoint(running_mean, running_var):
+        return False
+    for running in (running_mean, running_var):
+        if not (disjoint(running, x) and disjoint(running, out)):
+            return False
+        if not (disjoint(running, weight) and disjoint(running, bias)):
+            return False
+    return True
+
+
+@formula
+def narrow_coefficients(mean, var, weight, bias, eps, narrow):
+    """Fill mean, scale, shift of every channel; False if some channel needs float64."""
+    kind = narrow.dtype.type
+    served = True
+    for c in range(mean.size):
+        scale, shift = channel_scale(var[c], weight, c, eps), channel_shift(bias, c)
+        narrow[0, c], narrow[1, c], narrow[2, c] = split(np.float64(mean[c]), scale, shift, kind)
+        served &= exact(np.float64(mean[c]), scale, kind)
+    return served
+
+
+@serial_kernel(reads=("x", "mean", "var", "weight", "bias"))
+def _normalize_rows(x, out, mean, var, weight, bias, eps):
+    """out = (x - mean) / sqrt(var + eps) * weight + bias, by rows; or False."""
+    if not fits(x, out, mean, var, weight, bias):
+        return False
+    outer, channels, inner = x.shape
+    narrow = np.empty((3, channels), x.dtype)
+    if not narrow_coefficients(mean, var, weight, bias, eps, narrow):
+        return False
+    floor = x.dtype.type(-np.inf)
+    for o in range(outer):
+        for c in range(channels):
+            ready = narrow[0, c], narrow[1, c], narrow[2, c]
+            normalize_row(out, (x,), ready, floor, o, c, 0, inner, False)
+    return True
+
+
+@serial_kernel(reads=("x", "mean", "var", "weight", "bias"))
+def _normalize_columns(x, out, mean, var, weight, bias, eps):
+    """The same by columns, several rows at a time if they are short."""
+    if not fits(x, out, mean, var, weight, bias):
+        return False
+    outer, channels, inner = x.shape
+    narrow = np.empty((3, channels), x.dtype)
+    if not narrow_coefficients(mean, var, weight, bias, eps, narrow):
+        return False
+    floor = x.dtype.type(-np.inf)
+    width = channels * inner
+    fold = max(1, min(outer, SMALL_TILE // width))
+    columns = np.empty((3, fold * width), x.dtype)
+    for k in range(3):
+        expand(narrow[k], columns[k], 0, inner)
+    ready = columns[0], columns[1], columns[2]
+    for o in range(0, outer, fold):
+        rows = min(fold, outer - o)
+        normalize_row(out, (x,), ready, floor, o, 0, 0, rows * width, False)
+    return True

@@ -1,0 +1,130 @@
+"""The short way for small plain arrays: what every public call tries first.
+
+It is taken only where nothing is left to check or decide: C-contiguous NumPy arrays of one float dtype, options at
+their defaults. Anything else, every error included, is the long way's business: the answer is None and nothing has
+been written.
+"""
+
+from functools import lru_cache
+from math import inf, prod
+from typing import Any
+
+import numpy as np
+from numpy import empty, ndarray
+
+from nbbn import backends
+from nbbn.arrays import Array
+from nbbn.moments import Moments, wrap
+
+#: Values above which the long way's checks no longer matter.
+LARGEST = 65536
+
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def evaluate(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, axis: Any, out: Any) -> Array | None:
+    """The affine step."""
+    small = backends.current().small
+    if small is None or type(x) is not ndarray or type(axis) is not int or type(eps) is not float:
+        return None
+    dtype = x.dtype
+    if (dtype is not _FLOAT32 and dtype is not _FLOAT64) or not x.flags.c_contiguous:
+        return None
+    shape = _canonical_shape(x.shape, axis)
+    if shape is None or not 0.0 <= eps < inf:
+        return None
+    if out is None:
+        y = empty(x.shape, dtype)
+    elif type(out) is ndarray and out.dtype is dtype and out.shape == x.shape and out.flags.c_contiguous:
+        y = out
+    else:
+        return None
+    if not (_flat(mean) and _flat(var) and (weight is None or _flat(weight)) and (bias is None or _flat(bias))):
+        return None
+    try:
+        return y if small.normalize(x.reshape(shape), y.reshape(shape), mean, var, weight, bias, eps) else None
+    except TypeError:  # read-only, strided, misaligned or not flat
+        return None
+
+
+def train(
+    x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, momentum: Any, eps: Any, axis: Any,
+    ddof: Any, out: Any, need_stats: bool,
+) -> tuple[Array, Moments | None] | None:  # fmt: skip
+    """Statistics, normalization and moving averages; the statistics themselves if asked for."""
+    backend = backends.current()
+    view = _view(x, axis)
+    if view is None or backend.small is None or view.size == view.shape[1] or not harmless(momentum, ddof):
+        return None
+    update = running_mean is not None or running_var is not None
+    if update and not _may_update(backend.small, x, view, running_mean, running_var, weight, bias, out):
+        return None
+    stats = count, mean, m2 = backends.empty_moments(view.shape[1])
+    backend.small.moments(view, count, mean, m2)
+    y = evaluate(x, mean, m2 / count, weight, bias, eps, axis, out)
+    if y is None:
+        return None
+    if update:
+        backend.small.ema(running_mean, running_var, count, mean, m2, momentum, ddof)
+    return y, wrap(*stats) if need_stats else None
+
+
+def moments(x: Any, axis: Any) -> Moments | None:
+    """Statistics."""
+    small = backends.current().small
+    view = _view(x, axis)
+    if view is None or small is None:
+        return None
+    count, mean, m2 = backends.empty_moments(view.shape[1])
+    small.moments(view, count, mean, m2)
+    return wrap(count, mean, m2)
+
+
+def _may_update(
+    small: backends.Small, x: Array, view: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, out: Any
+) -> bool:
+    """Whether the running arrays can be written, and nothing else that is given lies in their memory."""
+    if not (_flat(running_mean) and _flat(running_var)):
+        return False
+    if not ((weight is None or _flat(weight)) and (bias is None or _flat(bias))):
+        return False
+    if out is None:
+        result = view
+    elif type(out) is ndarray and out.dtype is x.dtype and out.shape == x.shape and out.flags.c_contiguous:
+        result = out.reshape(view.shape)
+    else:
+        return False
+    try:
+        return small.may_update(running_mean, running_var, view, result, weight, bias)
+    except TypeError:  # read-only, strided or misaligned
+        return False
+
+
+def harmless(momentum: Any, ddof: Any) -> bool:
+    """Whether these options need no check."""
+    return type(momentum) is float and 0.0 <= momentum <= 1.0 and type(ddof) is int and 0 <= ddof <= 1
+
+
+def _flat(values: Any) -> bool:
+    """Whether kernels exist for this; the rest (C values, side by side, aligned) is for them to find out."""
+    return type(values) is ndarray and (values.dtype is _FLOAT32 or values.dtype is _FLOAT64) and bool(values.ndim == 1)
+
+
+def _view(x: Any, axis: Any) -> Array | None:
+    """`x` as (outer, channels, inner), or None if it is not a small plain array."""
+    if type(x) is not ndarray or type(axis) is not int or (x.dtype is not _FLOAT32 and x.dtype is not _FLOAT64):
+        return None
+    flags = x.flags
+    if not (flags.c_contiguous and flags.aligned):
+        return None
+    shape = _canonical_shape(x.shape, axis)
+    return None if shape is None else x.reshape(shape)
+
+
+@lru_cache(1024)
+def _canonical_shape(shape: tuple[int, ...], axis: int) -> tuple[int, int, int] | None:
+    """(outer, channels, inner), or None for what is not small or has no such axis."""
+    if not 0 <= axis < len(shape) or len(shape) < 2:
+        return None
+    outer, inner = prod(shape[:axis]), prod(shape[axis + 1 :])
+    return (outer, shape[axis], inner) if 0 < outer * shape[axis] * inner <= LARGEST else None
