@@ -16,9 +16,7 @@ from numba.core import caching, config
 from numba.core.compiler_lock import global_compiler_lock
 
 from nbbn.cpu import threads
-
-#: Functions that only other compiled functions call: no way in from Python or C, a fifth less to compile.
-_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+from nbbn.cpu.inner import Inner
 
 #: Only the loops written as `prange`. Numba would also make parallel regions of `a[:] = 0` and `np.zeros` on
 #: per-channel arrays; each costs microseconds, or a scheduler slice (8 ms seen) when another process has a core.
@@ -41,12 +39,12 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 def formula(function):
     """Compile a scalar formula; it becomes part of the kernels that call it."""
-    return njit(nogil=True, error_model="numpy", **_INNER)(function)
+    return Inner(function)
 
 
 def elementwise(function):
     """Compile a loop in which every element stands alone: strict IEEE, the same bits wherever it runs."""
-    return njit(nogil=True, error_model="numpy", **_INNER)(function)
+    return Inner(function)
 
 
 class Kernel:
