@@ -1,15 +1,18 @@
-"""How functions are compiled that only other compiled functions call: typed and turned into LLVM code, no further.
+"""How what only compiled functions call is compiled: typed and turned into LLVM code, no further.
 
 Numba takes every function by itself down to machine code, and optimizes it once more in each of its callers. A kernel
-here is made of up to a hundred small functions that never run by themselves: they are optimized where they end up, in
-the kernel, once. That, and what `Inner` leaves out, is a third of the time that a kernel takes to compile.
+here is made of up to a hundred small functions, and of two more that Numba makes of every `prange` loop; none of them
+ever runs by itself. They are optimized where they end up, in the kernel, once. That, and what `Inner` leaves out, is
+a third of the time that a kernel takes to compile.
 """
+
+from contextlib import contextmanager
 
 from numba.core import compiler, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher
-from numba.core.typed_passes import NativeLowering
+from numba.core.typed_passes import NativeLowering, NativeParforLowering
 
 #: What makes an array, by the names that our sources use.
 _ALLOCATORS = frozenset(("empty", "zeros"))
@@ -45,9 +48,20 @@ class _Compiler(compiler.CompilerBase):
     """Numba's steps, but the last one only as far as LLVM code."""
 
     def define_pipelines(self):
-        pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
-        pipeline.passes[:] = [(_Lowering if step is NativeLowering else step, text) for step, text in pipeline.passes]
-        return [pipeline]
+        return _with_instead(self.state, NativeLowering, _Lowering)
+
+
+class KernelCompiler(compiler.CompilerBase):
+    """Numba's steps for what Python calls, with the parts of a parallel loop as far as LLVM code."""
+
+    def define_pipelines(self):
+        return _with_instead(self.state, NativeParforLowering, _ParallelLowering)
+
+
+def _with_instead(state, theirs, ours):
+    pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(state)
+    pipeline.passes[:] = [(ours if step is theirs else step, text) for step, text in pipeline.passes]
+    return [pipeline]
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -64,8 +78,33 @@ class _Lowering(NativeLowering):
         return True
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _ParallelLowering(NativeParforLowering):
+    _name = "nbbn_parallel_lowering"
+
+    def run_pass(self, state):
+        state.library = state.targetctx.codegen().create_library(state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        with _parts(state.targetctx):
+            return super().run_pass(state)
+
+
+@contextmanager
+def _parts(context):
+    """All libraries made meanwhile are parts of one that was made before. Needs the compiler lock."""
+    codegen, executable = context.codegen(), context.get_executable
+    codegen._library_class = _Library
+    context.get_executable = lambda library, *rest: (
+        object() if isinstance(library, _Library) else executable(library, *rest)
+    )
+    try:
+        yield
+    finally:
+        del codegen._library_class, context.get_executable
+
+
 class _Library(JITCodeLibrary):
-    """LLVM code that is linked into that of its callers, neither optimized nor compiled before."""
+    """LLVM code that is linked into that of its callers, neither optimized nor compiled before that."""
 
     def _optimize_functions(self, module):
         module.data_layout = self._codegen._data_layout

@@ -16,7 +16,7 @@ from numba.core import caching, config
 from numba.core.compiler_lock import global_compiler_lock
 
 from nbbn.cpu import threads
-from nbbn.cpu.inner import Inner
+from nbbn.cpu.inner import Inner, KernelCompiler
 
 #: Only the loops written as `prange`. Numba would also make parallel regions of `a[:] = 0` and `np.zeros` on
 #: per-channel arrays; each costs microseconds, or a scheduler slice (8 ms seen) when another process has a core.
@@ -60,9 +60,12 @@ class Kernel:
         self.__name__ = function.__name__
         self._reads = [name in reads for name in inspect.signature(function).parameters]
         # a fresh dict each time: Numba takes the keys out
-        self._compiled = njit(nogil=True, error_model="numpy", parallel=dict(_PRANGE_ONLY) if parallel else False)(
-            function
-        )
+        self._compiled = njit(
+            nogil=True,
+            error_model="numpy",
+            parallel=dict(_PRANGE_ONLY) if parallel else False,
+            pipeline_class=KernelCompiler,
+        )(function)
         self._compiled._cache = _Cache(function, "parallel" if parallel else "serial")
         self._compiled._can_compile = False  # not by itself: see `_compile`
 
