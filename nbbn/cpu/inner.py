@@ -91,16 +91,32 @@ class _ParallelLowering(NativeParforLowering):
 
 @contextmanager
 def _parts(context):
-    """All libraries made meanwhile are parts of one that was made before. Needs the compiler lock."""
+    """All that is made in `context` meanwhile, and in copies of it, is part of a library made before.
+
+    The context is one compilation's own; what that has to compile on the way, such as `min`, has another.
+    """
     codegen, executable = context.codegen(), context.get_executable
-    codegen._library_class = _Library
+    context.codegen = lambda: _PartsOnly(codegen)
     context.get_executable = lambda library, *rest: (
         object() if isinstance(library, _Library) else executable(library, *rest)
     )
     try:
         yield
     finally:
-        del codegen._library_class, context.get_executable
+        del context.codegen, context.get_executable
+
+
+class _PartsOnly:
+    """A code generator whose libraries are parts of another."""
+
+    def __init__(self, codegen):
+        self._codegen = codegen
+
+    def create_library(self, name):
+        return _Library(self._codegen, name)
+
+    def __getattr__(self, name):
+        return getattr(self._codegen, name)
 
 
 class _Library(JITCodeLibrary):
