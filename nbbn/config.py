@@ -3,6 +3,7 @@
 import platform
 import sys
 from importlib import metadata, util
+from types import ModuleType
 
 import llvmlite
 import numba
@@ -11,7 +12,6 @@ from llvmlite import binding
 
 from nbbn import checks
 from nbbn.backends import available_backends
-from nbbn.cpu import threads
 
 #: The instruction sets that decide how fast the kernels are.
 _FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "neon", "sve")
@@ -42,10 +42,10 @@ def set_num_threads(n: int) -> None:
     1
     """
     n = checks.whole_number("n", n, least=1)
-    most = threads.max_num_threads()
+    most = _threads().max_num_threads()
     if n > most:
         raise ValueError(f"n: expected at most {most} threads (NUMBA_NUM_THREADS), got {n}")
-    threads.set_num_threads(n)
+    _threads().set_num_threads(n)
 
 
 def get_num_threads() -> int:
@@ -62,7 +62,7 @@ def get_num_threads() -> int:
     >>> nbbn.get_num_threads() >= 1
     True
     """
-    return threads.get_num_threads()
+    return int(_threads().get_num_threads())
 
 
 def show_config() -> None:
@@ -88,12 +88,19 @@ def describe() -> dict[str, str]:
         "python": f"{platform.python_version()} ({sys.implementation.name})",
         "platform": platform.platform(),
         "cpu": f"{binding.get_host_cpu_name()}: {', '.join(_cpu_features()) or 'no vector extension known here'}",
-        "threads": f"{get_num_threads()} of {threads.max_num_threads()}",
+        "threads": f"{get_num_threads()} of {_threads().max_num_threads()}",
         "threading layer": _threading_layer(),
         "backends": ", ".join(available_backends()),
         "gpu": "not used by this version",
         "optional": ", ".join(_optional_versions()) or "none installed",
     }
+
+
+def _threads() -> ModuleType:
+    """The module; importing it imports all kernels, a third of what `import numba` takes, so not before it is used."""
+    from nbbn.cpu import threads
+
+    return threads
 
 
 def _cpu_features() -> list[str]:
