@@ -1,4 +1,4 @@
-"""The command line: ``python -m nbbn info`` and ``python -m nbbn demo``."""
+"""The command line: ``python -m nbbn info``, ``warmup`` and ``demo``."""
 
 import argparse
 import sys
@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbbn
+
+#: What `warmup` compiles for: all it can, and what it does unless told.
+DTYPES = (
+    *("float32", "float64", "float16", "bfloat16", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+)
+COMMON = ("float32", "float64", "float16", "bfloat16", "uint8")
 
 #: Packages of the extra `demo`, by the name they are imported under.
 _DEMO_NEEDS = ("sklearn", "matplotlib", "rich")
@@ -25,6 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Print versions, CPU features, threads, threading layer and GPU: what a bug report needs.",
     )
     info.set_defaults(run=_info, parser=info)
+
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile all kernels now, so that no later process has to: for images and test machines (minutes)",
+        description="Compile the kernels of all functions and save them where every later process of this package, on "
+        "this kind of processor, finds them: in NUMBA_CACHE_DIR, else beside the package, else in the user's cache.",
+    )
+    chosen = warmup.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--dtype", action="append", choices=DTYPES, help=f"compile for this dtype; repeatable (default: {COMMON})"
+    )
+    chosen.add_argument("--all", action="store_true", help="compile for every dtype")
+    warmup.set_defaults(run=_warmup, parser=warmup)
 
     demo = commands.add_parser(
         "demo",
@@ -57,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _info(options: argparse.Namespace) -> int:
     nbbn.show_config()
     return 0
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from nbbn.warmup import run
+
+    return run(DTYPES if options.all else options.dtype or COMMON)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher
 from numba.core.typed_passes import NativeLowering, NativeParforLowering
+from numba.core.types.misc import unliteral
 
 #: What makes an array, by the names that our sources use.
 _ALLOCATORS = frozenset(("empty", "zeros"))
@@ -53,7 +54,7 @@ class _Inner(CPUDispatcher):
 
     def get_call_template(self, args, kws):
         """What Numba does, but a literal 0 is an integer, not a type of its own to compile everything again for."""
-        return super().get_call_template(tuple(map(types.unliteral, args)), kws)
+        return super().get_call_template(tuple(map(unliteral, args)), kws)
 
     def add_overload(self, result):
         """Remember what was compiled; there is nothing in it for Python to call."""
@@ -71,6 +72,7 @@ class KernelCompiler(compiler.CompilerBase):
     """Numba's steps for what Python calls, with the parts of a parallel loop as far as LLVM code."""
 
     def define_pipelines(self):
+        """Numba's, with one step replaced."""
         return _with_instead(self.state, NativeParforLowering, _ParallelLowering)
 
 

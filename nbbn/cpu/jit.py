@@ -8,6 +8,7 @@ import sys
 import tempfile
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import numba
@@ -48,6 +49,11 @@ def elementwise(function):
     return Inner(function)
 
 
+#: What became of kernels in this process: how many were found compiled, compiled, and saved, and in which folders.
+tally = {"loaded": 0, "compiled": 0, "saved": 0}
+folders_used: set[Path] = set()
+
+
 class Kernel:
     """An entry point, compiled for the precisions it meets and for nothing else.
 
@@ -61,6 +67,9 @@ class Kernel:
         self.__name__ = function.__name__
         self._reads = [name in reads for name in inspect.signature(function).parameters]
         # a fresh dict each time: Numba takes the keys out
+        self._compiled: Any = _without_compiler
+        if config.DISABLE_JIT:
+            return
         self._compiled = njit(
             nogil=True,
             error_model="numpy",
@@ -90,6 +99,7 @@ class Kernel:
             if signature in kernel.overloads:
                 return
             result = kernel._cache.load_overload(signature, kernel.targetctx)
+            tally["compiled" if result is None else "loaded"] += 1
             if result is None:
                 result = kernel._compiler.compile(signature, None)
                 kernel._cache.save_overload(signature, result)
@@ -97,6 +107,13 @@ class Kernel:
                 kernel._cache_hits[signature] += 1
                 kernel.targetctx.insert_user_function(result.entry_point, result.fndesc, [result.library])
             kernel.add_overload(result)
+
+
+def _without_compiler(*args):
+    raise RuntimeError(
+        "nbbn's CPU kernels need Numba's compiler, which NUMBA_DISABLE_JIT turns off: unset it, or run on the "
+        'reference, with nbbn.use_backend("numpy")'
+    )
 
 
 class KernelPair:
@@ -212,6 +229,7 @@ class _Entries:
                 continue
             stored, data = pickle.loads(content[32:])
             if stored == repr(key):
+                folders_used.add(folder)
                 return data
         return None
 
@@ -221,6 +239,8 @@ class _Entries:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 _write(folder / self._name(key), hashlib.sha256(content).digest() + content)
+                folders_used.add(folder)
+                tally["saved"] += 1
                 return
             except OSError:  # not writable, or full: try the next; without any, every process compiles anew
                 continue

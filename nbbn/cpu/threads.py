@@ -20,6 +20,7 @@ SPINS = 3000
 _chosen: int | None = None
 _layer: str | None = None  # Numba's threading layer, once it is started
 _forked = False  # whether this process is a fork of one whose OpenMP threads were running
+_pretended: bool | None = None  # see `pretend`
 _starting = threading.Lock()
 _turn = threading.Lock()
 
@@ -30,6 +31,8 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
+    if _pretended is not None:
+        return 2 if _pretended else 1
     if _chosen is not None:
         return _chosen
     # asking Numba starts its threads, after which OpenMP does not survive a fork: not before there is work
@@ -61,7 +64,20 @@ def _limit(n: int) -> Iterator[None]:
 
 def worth_it(size: int) -> bool:
     """Whether a second thread pays for this many values, and is there."""
+    if _pretended is not None:
+        return _pretended
     return size >= PARALLEL_FROM and not _forked and get_num_threads() > 1
+
+
+@contextmanager
+def pretend(parallel: bool) -> Iterator[None]:
+    """Choose kernels as if all work, or none, were worth two threads: small arrays reach every kernel."""
+    global _pretended
+    _pretended = parallel
+    try:
+        yield
+    finally:
+        _pretended = None
 
 
 def turn() -> AbstractContextManager[bool]:

@@ -1,0 +1,133 @@
+"""Compile everything beforehand: ``python -m nbbn warmup``.
+
+`calls` is the one list of what there is to compile: small calls of every public function that together need every
+kernel. What is counted from it is the number of kernels that a process can meet.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import nbbn
+
+#: One shape for each way in which arrays are cut up: few and many columns, long rows of few and of many channels.
+SHAPES = ((40, 4), (40, 4096), (3, 2, 200), (3, 8, 200))
+
+#: A mean that float32 arithmetic cannot serve: the same kernels with float64 coefficients.
+HUGE = 1e31
+
+
+def calls(dtypes: Iterable[str]) -> Iterator[Callable[[], Any]]:
+    """Small calls of all functions on all dtypes."""
+    for precision in (np.float32, np.float64):
+        yield partial(_per_channel, precision)
+    for dtype in map(_dtype, dtypes):
+        if dtype is not None:
+            for shape in SHAPES:
+                for parallel in (False, True):
+                    for call in (_statistics, _selected, _evaluation, _training, _backward):
+                        yield partial(_pretending, parallel, call, np.ones(shape, dtype))
+
+
+def _dtype(name: str) -> np.dtype[Any] | None:
+    """The dtype, or None: bfloat16 exists only where ml_dtypes is installed."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
+
+
+def _pretending(parallel: bool, call: Callable[[Any], None], x: Any) -> None:
+    """Run one call; a function that does not take this dtype has nothing to compile for it."""
+    from nbbn.cpu import threads
+
+    try:
+        with threads.pretend(parallel):
+            call(x)
+    except TypeError:
+        if x.dtype in (np.float32, np.float64):
+            raise
+
+
+def _per_channel(precision: Any) -> None:
+    moments = nbbn.Moments(np.array([2]), np.array([2.0]), np.array([2.0]))
+    (moments + moments) - moments
+    nbbn.ema_update(np.zeros(1, precision), np.ones(1, precision), moments)
+
+
+def _statistics(x: Any) -> None:
+    nbbn.batch_stats(x)
+
+
+def _selected(x: Any) -> None:
+    nbbn.batch_stats(x, where=np.ones(x.shape, bool))
+
+
+def _evaluation(x: Any) -> None:
+    for mean in (0.0, HUGE):
+        means, ones = np.full(x.shape[1], mean), np.ones(x.shape[1])
+        y = nbbn.normalize(x, means, ones)
+        nbbn.normalize(x, means, ones, residual=y)
+
+
+def _training(x: Any) -> None:
+    y = nbbn.batch_norm(x, None, None, training=True)
+    nbbn.batch_norm(x, None, None, training=True, residual=y)
+
+
+def _backward(x: Any) -> None:
+    for mean in (0.0, HUGE):
+        for training in (True, False):
+            nbbn.batch_norm_backward(x, x, np.full(x.shape[1], mean), np.ones(x.shape[1]), training=training)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def run(dtypes: Sequence[str]) -> int:
+    """Compile and save, with a progress bar on a terminal; 0, or 1 if nothing could be saved."""
+    from nbbn.cpu import jit
+
+    start = time.perf_counter()
+    with np.errstate(all="ignore"):
+        for call in _shown(list(calls(dtypes))):
+            call()
+    loaded, compiled, saved = jit.tally["loaded"], jit.tally["compiled"], jit.tally["saved"]
+    if saved < compiled:
+        print(
+            f"{compiled - saved} of {compiled} compiled kernels could not be saved: no folder can be written to. "
+            "Set NUMBA_CACHE_DIR to one that can, here and where the kernels shall be used",
+            file=sys.stderr,
+        )
+        return 1
+    size = sum(file.stat().st_size for folder in jit.folders_used for file in folder.glob("*.nbc"))
+    done = f"{compiled} kernels compiled, {loaded} were there" if compiled else f"all {loaded} kernels were there"
+    where = ", ".join(map(str, sorted(jit.folders_used)))
+    print(f"{done}: {time.perf_counter() - start:.1f} s, {size / 1e6:.1f} MB in {where}")
+    return 0
+
+
+def _shown(steps: Sequence[Callable[[], Any]]) -> Iterable[Callable[[], Any]]:
+    """The steps, and on a terminal how far they are: with rich a bar, else a line for every tenth."""
+    if not sys.stdout.isatty():
+        return steps
+    try:
+        from rich.progress import track
+    except ImportError:
+        return _lines(steps)
+    return track(steps, description="compiling kernels")
+
+
+def _lines(steps: Sequence[Callable[[], Any]]) -> Iterator[Callable[[], Any]]:
+    for number, step in enumerate(steps):
+        if number % -(-len(steps) // 10) == 0:
+            print(f"compiling kernels: {100 * number // len(steps)} %", flush=True)
+        yield step
