@@ -94,23 +94,23 @@ def _backward(x: Any) -> None:
 
 def run(dtypes: Sequence[str]) -> int:
     """Compile and save, with a progress bar on a terminal; 0, or 1 if nothing could be saved."""
-    from nbbn.cpu import jit
+    from nbbn.cpu import saved
 
     start = time.perf_counter()
     with np.errstate(all="ignore"):
         for call in _shown(list(calls(dtypes))):
             call()
-    loaded, compiled, saved = jit.tally["loaded"], jit.tally["compiled"], jit.tally["saved"]
-    if saved < compiled:
+    loaded, compiled = saved.tally["loaded"], saved.tally["compiled"]
+    if missing := compiled - saved.tally["saved"]:
         print(
-            f"{compiled - saved} of {compiled} compiled kernels could not be saved: no folder can be written to. "
+            f"{missing} of {compiled} compiled kernels could not be saved: no folder can be written to. "
             "Set NUMBA_CACHE_DIR to one that can, here and where the kernels shall be used",
             file=sys.stderr,
         )
         return 1
-    size = sum(file.stat().st_size for folder in jit.folders_used for file in folder.glob("*.nbc"))
+    size = sum(file.stat().st_size for folder in saved.folders_used for file in folder.glob("*.nbc"))
     done = f"{compiled} kernels compiled, {loaded} were there" if compiled else f"all {loaded} kernels were there"
-    where = ", ".join(map(str, sorted(jit.folders_used)))
+    where = ", ".join(map(str, sorted(saved.folders_used)))
     print(f"{done}: {time.perf_counter() - start:.1f} s, {size / 1e6:.1f} MB in {where}")
     return 0
 
