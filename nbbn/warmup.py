@@ -17,13 +17,19 @@ import nbbn
 #: One shape for each way in which arrays are cut up: few and many columns, long rows of few and of many channels.
 SHAPES = ((40, 4), (40, 4096), (3, 2, 200), (3, 8, 200))
 
+#: What parameters and running arrays are kept in.
+PRECISIONS = (np.float32, np.float64)
+
+#: The channel axis of calls that shall not go the short way of small arrays (`nbbn.quick`), which takes only an int.
+LONG_WAY: Any = np.int64(1)
+
 #: A mean that float32 arithmetic cannot serve: the same kernels with float64 coefficients.
 HUGE = 1e31
 
 
 def calls(dtypes: Iterable[str]) -> Iterator[Callable[[], Any]]:
     """Small calls of all functions on all dtypes."""
-    for precision in (np.float32, np.float64):
+    for precision in PRECISIONS:
         yield partial(_per_channel, precision)
     for dtype in map(_dtype, dtypes):
         if dtype is not None:
@@ -31,6 +37,8 @@ def calls(dtypes: Iterable[str]) -> Iterator[Callable[[], Any]]:
                 for parallel in (False, True):
                     for call in (_statistics, _selected, _evaluation, _training, _backward):
                         yield partial(_pretending, parallel, call, np.ones(shape, dtype))
+                if dtype in PRECISIONS:
+                    yield partial(_short_way, np.ones(shape, dtype))
 
 
 def _dtype(name: str) -> np.dtype[Any] | None:
@@ -53,7 +61,7 @@ def _pretending(parallel: bool, call: Callable[[Any], None], x: Any) -> None:
         with threads.pretend(parallel):
             call(x)
     except TypeError:
-        if x.dtype in (np.float32, np.float64):
+        if x.dtype in PRECISIONS:
             raise
 
 
@@ -64,23 +72,32 @@ def _per_channel(precision: Any) -> None:
 
 
 def _statistics(x: Any) -> None:
-    nbbn.batch_stats(x)
+    nbbn.batch_stats(x, axis=LONG_WAY)
 
 
 def _selected(x: Any) -> None:
-    nbbn.batch_stats(x, where=np.ones(x.shape, bool))
+    nbbn.batch_stats(x, where=np.ones(x.shape, bool), axis=LONG_WAY)
 
 
 def _evaluation(x: Any) -> None:
     for mean in (0.0, HUGE):
         means, ones = np.full(x.shape[1], mean), np.ones(x.shape[1])
-        y = nbbn.normalize(x, means, ones)
-        nbbn.normalize(x, means, ones, residual=y)
+        y = nbbn.normalize(x, means, ones, axis=LONG_WAY)
+        nbbn.normalize(x, means, ones, residual=y, axis=LONG_WAY)
 
 
 def _training(x: Any) -> None:
-    y = nbbn.batch_norm(x, None, None, training=True)
-    nbbn.batch_norm(x, None, None, training=True, residual=y)
+    y = nbbn.batch_norm(x, None, None, training=True, axis=LONG_WAY)
+    nbbn.batch_norm(x, None, None, training=True, residual=y, axis=LONG_WAY)
+
+
+def _short_way(x: Any) -> None:
+    """Small arrays, with parameters of their own precision and of the other."""
+    for precision in PRECISIONS:
+        mean, var, weight, bias = np.ones((4, x.shape[1]), precision)
+        nbbn.batch_norm(x, mean, var, weight, bias)
+        nbbn.batch_norm(x, mean, var, weight, bias, training=True)
+        nbbn.normalize(x, mean, var)
 
 
 def _backward(x: Any) -> None:

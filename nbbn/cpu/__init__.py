@@ -40,16 +40,15 @@ def affine(x, mean, var, weight, bias, eps, residual, relu, out):
         np.empty(x.shape[1], bool),
     )
     all_served = channels.coefficients(_float64(mean), _float64(var), weight, bias, eps, wide, narrow, narrow_serves)
-    addend = _addend(residual, out)
     with threads.limit():
         if _as_columns(x, out, residual):
             high, scale, shift = narrow if all_served else wide
             floor = _floor(relu, high.dtype)
             fold = _fold(x, out, residual)
-            columns.normalize(_parallel(x), x, addend, out, fold, high, scale, shift, floor, streaming)
+            columns.normalize(_parallel(x), x, residual, out, fold, high, scale, shift, floor, streaming)
         else:
             floor = _floor(relu, arithmetic)
-            rows.normalize(_parallel(x), x, addend, out, wide, narrow, narrow_serves, floor, streaming)
+            rows.normalize(_parallel(x), x, residual, out, wide, narrow, narrow_serves, floor, streaming)
 
 
 def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
@@ -64,13 +63,13 @@ def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
     streaming = caches.streams(out, x, residual)
     x, residual, out = _raw(x), _raw(residual), _raw(out)
     w, b = _float64_or_nothing(weight), _float64_or_nothing(bias)
-    addend, floor = _addend(residual, out), _floor(relu, _arithmetic(x, residual, out))
+    floor = _floor(relu, _arithmetic(x, residual, out))
     with threads.limit():
         if _as_columns(x):
-            columns.train_by_tile(parallel, x, addend, out, w, b, eps, floor, streaming, mean, m2)
+            columns.train_by_tile(parallel, x, residual, out, w, b, eps, floor, streaming, mean, m2)
         else:
             group = _side_by_side(x, SHORT_RUN)
-            rows.train_by_channel(parallel, x, addend, out, w, b, eps, floor, group, streaming, mean, m2)
+            rows.train_by_channel(parallel, x, residual, out, w, b, eps, floor, group, streaming, mean, m2)
     return 0 if update is None else ema(count, mean, m2, update)
 
 
@@ -204,11 +203,6 @@ def _arithmetic(*arrays: Any) -> np.dtype[Any]:
 def _floor(relu: bool, arithmetic: np.dtype[Any]) -> Any:
     """The value below which the result is cut: 0 is ReLU, -inf is none."""
     return arithmetic.type(0.0 if relu else -np.inf)
-
-
-def _addend(residual: Any, out: Any) -> Any:
-    """The residual, or an empty array of the same kind."""
-    return out[:0] if residual is None else residual
 
 
 def _float64(values: Any) -> Any:

@@ -229,10 +229,12 @@ def normalize_tile(x, addend, out, r0, r1, step, j0, j1, start, mean, scale, shi
     expand(shift, columns[2], start, inner)
     ready = columns[0], columns[1], columns[2]
     for r in range(r0, r1, step):
-        if addend.size:
-            normalize_add_row(out, (x, addend), ready, floor, r, 0, j0, j1, streaming)
+        values = run(x, r, 0, j0, j1)
+        result = run(out, r, 0, j0, j1)
+        if addend is None:
+            normalize_row(result, (values,), ready, floor, streaming)
         else:
-            normalize_row(out, (x,), ready, floor, r, 0, j0, j1, streaming)
+            normalize_add_row(result, (values, run(addend, r, 0, j0, j1)), ready, floor, streaming)
 
 
 @kernel(reads=("x", "addend", "mean", "scale", "shift"))

@@ -127,7 +127,9 @@ def write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, s
     like = mean.dtype.type(0)
     ready = columns[0], columns[1], columns[2], columns[3]
     for r in range(r0, r1, step):
-        gradient_row(grad_x, (gradients, x), ready, like, r, 0, j0, j1, streaming)
+        gradient_row(
+            run(grad_x, r, 0, j0, j1), (run(gradients, r, 0, j0, j1), run(x, r, 0, j0, j1)), ready, like, streaming
+        )
 
 
 @kernel(reads=("gradients", "x", "mean", "scale", "slope", "offset"))

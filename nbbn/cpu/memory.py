@@ -232,18 +232,34 @@ def address(typingctx, array):
     return types.intp(array), codegen
 
 
+def _prefetch(context, builder, kind, array, index):
+    pointer = _pointer(context, builder, kind, array, index, ir.IntType(8))
+    signature = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", (_BYTES,), signature)
+    builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])  # to read, into all caches, data
+
+
 @intrinsic
 def prefetch(typingctx, source, i):
     """Ask for the cache line of source[i], which may lie beyond its end: nothing is read."""
 
     def codegen(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1], ir.IntType(8))
-        kind = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", (_BYTES,), kind)
-        builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])  # to read, into all caches, data
+        _prefetch(context, builder, signature.args[0], *arguments)
         return context.get_dummy_value()
 
     return types.void(source, types.intp), codegen
+
+
+@intrinsic
+def prefetch_all(typingctx, sources, i):
+    """The same for every array of a tuple."""
+
+    def codegen(context, builder, signature, arguments):
+        for k, kind in enumerate(signature.args[0]):
+            _prefetch(context, builder, kind, builder.extract_value(arguments[0], k), arguments[1])
+        return context.get_dummy_value()
+
+    return types.void(sources, types.intp), codegen
 
 
 @intrinsic

@@ -1,7 +1,8 @@
 """The rows family: `inner` is long, so a channel is a set of contiguous rows `x[o, c, :]`.
 
 All arrays are canonical 3-d views (outer, channels, inner) with a contiguous last axis. Where a kernel takes
-`addend` or `gradients` it has the shape of `x`. Empty `weight` and `bias` mean absent; an empty `addend` too.
+`addend` or `gradients` it has the shape of `x`. Empty `weight` and `bias` mean absent,
+`addend` is None then: what is not there is not compiled.
 """
 
 import math
@@ -139,10 +140,12 @@ def moments(x, group, mean, m2):
 def normalize_part(x, addend, out, o, c, i0, i1, coefficients, k, floor, streaming):
     """Part of one row, with column k of `coefficients` (mean, scale, shift) and in the arithmetic of `floor`."""
     ready = coefficients[0, k], coefficients[1, k], coefficients[2, k]
-    if addend.size:
-        normalize_add_row(out, (x, addend), ready, floor, o, c, i0, i1, streaming)
+    values = run(x, o, c, i0, i1)
+    result = run(out, o, c, i0, i1)
+    if addend is None:
+        normalize_row(result, (values,), ready, floor, streaming)
     else:
-        normalize_row(out, (x,), ready, floor, o, c, i0, i1, streaming)
+        normalize_add_row(result, (values, run(addend, o, c, i0, i1)), ready, floor, streaming)
 
 
 @kernel(reads=("x", "addend", "wide", "narrow", "narrow_serves"))

@@ -104,7 +104,13 @@ def backward_by_channel(gradients, x, mean, high, inv_std, weight, group, stream
             for k in range(size):
                 c = c0 + k
                 ready = high[c], coefficients[0, k], coefficients[1, k], coefficients[2, k]
-                gradient_row(grad_x, (gradients, x), ready, like, o, c, 0, inner, streaming)
+                gradient_row(
+                    run(grad_x, o, c, 0, inner),
+                    (run(gradients, o, c, 0, inner), run(x, o, c, 0, inner)),
+                    ready,
+                    like,
+                    streaming,
+                )
         fence()
 
 
@@ -123,5 +129,7 @@ def apply(gradients, x, mean, scale, slope, offset, streaming, grad_x):
         for r in range(first * group, min(first * group + group, outer * channels)):
             o, c = divmod(r, channels)
             ready = mean[c], scale[c], slope[c], offset[c]
-            gradient_row(grad_x, (gradients, x), ready, like, o, c, i0, i1, streaming)
+            gradient_row(
+                run(grad_x, o, c, i0, i1), (run(gradients, o, c, i0, i1), run(x, o, c, i0, i1)), ready, like, streaming
+            )
         fence()

@@ -16,7 +16,7 @@ from nbbn.cpu.channels import channel_scale, channel_shift, split
 from nbbn.cpu.channels import ema as ema_kernel
 from nbbn.cpu.channels import fits as exact
 from nbbn.cpu.jit import formula, serial_kernel
-from nbbn.cpu.memory import address
+from nbbn.cpu.memory import address, run
 from nbbn.cpu.tiles import expand
 
 # --- what `nbbn.backends.Small` asks for -----------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def _normalize_rows(x, out, mean, var, weight, bias, eps):
     for o in range(outer):
         for c in range(channels):
             ready = narrow[0, c], narrow[1, c], narrow[2, c]
-            normalize_row(out, (x,), ready, floor, o, c, 0, inner, False)
+            normalize_row(run(out, o, c, 0, inner), (run(x, o, c, 0, inner),), ready, floor, False)
     return True
 
 
@@ -145,5 +145,6 @@ def _normalize_columns(x, out, mean, var, weight, bias, eps):
     ready = columns[0], columns[1], columns[2]
     for o in range(0, outer, fold):
         rows = min(fold, outer - o)
-        normalize_row(out, (x,), ready, floor, o, 0, 0, rows * width, False)
+        size = rows * width
+        normalize_row(run(out, o, 0, 0, size), (run(x, o, 0, 0, size),), ready, floor, False)
     return True
