@@ -15,6 +15,10 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 HALVES = [np.dtype(np.float16), BFLOAT16]
 INTEGERS = [np.dtype(c) for c in "?bBhHiIlLqQ"]
 
+#: A byte, a bool and a long integer stand for all where time matters: each dtype compiles kernels of its own.
+FEW = [*HALVES, *(np.dtype(c) for c in "?Bq")]
+EVERY = [*FEW, *(pytest.param(d, marks=pytest.mark.slow) for d in INTEGERS if d not in FEW)]
+
 #: One shape per kernel family, and one that folds rows.
 SHAPES = [((5, 3, 300), 1), ((20, 6, 7, 7), 1), ((300, 3), 1)]
 
@@ -52,7 +56,7 @@ def assert_one_rounding(y, expected, slack=0.0):
 # --- statistics -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [*HALVES, *INTEGERS], ids=str)
+@pytest.mark.parametrize("dtype", EVERY, ids=str)
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_statistics(backend, dtype, shape, axis):
     x = full_range(dtype, shape)
@@ -98,7 +102,7 @@ def test_long_channels_of_bytes():
 # --- normalization ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [*HALVES, *INTEGERS], ids=str)
+@pytest.mark.parametrize("dtype", EVERY, ids=str)
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_normalize(backend, dtype, shape, axis):
     x = full_range(dtype, shape)

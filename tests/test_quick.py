@@ -1,0 +1,154 @@
+"""The short way of small arrays: the same bits as the long one, and the same errors."""
+
+import numpy as np
+import pytest
+
+import nbbn
+from nbbn import backends, quick
+
+SHAPES = [(64, 64), (2, 1), (5, 3), (200, 3), (4, 6, 7, 7), (1, 8, 16, 16), (3, 300), (2, 2, 128), (9, 40, 12, 12)]
+LONG_WAY = np.int64(1)  # not an int
+
+
+def arrays(shape, dtype, precision, seed=0):
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal(shape) * 3 + 100).astype(dtype)
+    mean, bias = rng.standard_normal((2, shape[1])).astype(precision)
+    var, weight = rng.uniform(0.5, 2, (2, shape[1])).astype(precision)
+    return x, mean, var, weight, bias
+
+
+def took_the_short_way(monkeypatch):
+    """A list that grows with every answer of the short way."""
+    answers = []
+    for name in ("evaluate", "train", "moments"):
+        real = getattr(quick, name)
+
+        def noted(*arguments, real=real):
+            answer = real(*arguments)
+            if answer is not None:
+                answers.append(answer)
+            return answer
+
+        monkeypatch.setattr(quick, name, noted)
+    return answers
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_bits(shape, dtype, precision, monkeypatch):
+    answers = took_the_short_way(monkeypatch)
+    x, mean, var, weight, bias = arrays(shape, dtype, precision)
+    for parameters in ((), (weight,), (weight, bias), (None, bias)):
+        short = nbbn.batch_norm(x, mean, var, *parameters)
+        assert (short == nbbn.batch_norm(x, mean, var, *parameters, axis=LONG_WAY)).all()
+        assert (short == nbbn.normalize(x, mean, var, *parameters)).all()
+    assert (nbbn.batch_stats(x) == nbbn.batch_stats(x, axis=LONG_WAY)).all()
+
+    running, other = (mean.copy(), var.copy()), (mean.copy(), var.copy())
+    y, stats = nbbn.batch_norm(x, *running, weight, bias, True, return_stats=True)
+    z, other_stats = nbbn.batch_norm(x, *other, weight, bias, True, return_stats=True, axis=LONG_WAY)
+    assert (y == z).all()
+    assert (stats == other_stats).all()
+    assert all((a == b).all() for a, b in zip(running, other, strict=True))
+    assert len(answers) >= 9
+
+
+def test_in_place_and_into_out(monkeypatch):
+    answers = took_the_short_way(monkeypatch)
+    x, mean, var, weight, bias = arrays((6, 4, 5), np.float32, np.float32)
+    expected = nbbn.batch_norm(x, mean, var, weight, bias)
+    out = np.empty_like(x)
+    assert nbbn.batch_norm(x, mean, var, weight, bias, out=out) is out
+    assert (out == expected).all()
+    assert nbbn.batch_norm(x, mean, var, weight, bias, out=x) is x
+    assert (x == expected).all()
+    assert len(answers) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x": np.ones((4, 3), np.float32)[:, ::-1]},
+        {"x": np.asfortranarray(np.ones((4, 3), np.float32))},
+        {"mean": np.zeros(6, np.float32)[::2]},
+        {"weight": np.ones(3, np.float32)[::-1]},
+        {"mean": np.zeros(3, np.float32).view(np.recarray)},
+        {"eps": 0},
+        {"axis": -1},
+        {"mean": np.array([1e31, 0, 0])},  # needs float64 arithmetic
+    ],
+)
+def test_what_is_unusual_goes_the_long_way_and_is_right(change, monkeypatch):
+    answers = took_the_short_way(monkeypatch)
+    call = {"x": np.ones((4, 3), np.float32), "mean": np.zeros(3), "var": np.ones(3), **change}
+    y = nbbn.normalize(**call)
+    with nbbn.use_backend("numpy"):
+        assert np.allclose(y, nbbn.normalize(**call), rtol=1e-6)
+    assert not answers
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"running_mean": np.zeros(4, np.float32)},
+        {"running_var": np.ones((1, 3), np.float32)},
+        {"weight": np.ones((3, 1), np.float32)},
+        {"bias": np.ones(2)},
+        {"eps": -1.0},
+        {"momentum": 2.0},
+        {"ddof": 3},
+        {"axis": 2},
+        {"out": np.ones((4, 3), np.int32)},
+        {"nonfinite": np.array(["propagate"])},
+        {"running_var": None},
+        {"activation": "gelu"},
+    ],
+)
+def test_errors_are_those_of_the_long_way(change, training):
+    call = {
+        "x": np.ones((4, 3), np.float32), "running_mean": np.zeros(3, np.float32),
+        "running_var": np.ones(3, np.float32), "training": training, **change,
+    }  # fmt: skip
+    with pytest.raises((TypeError, ValueError)) as short:
+        nbbn.batch_norm(**call)
+    with pytest.raises((TypeError, ValueError)) as long:
+        nbbn.batch_norm(**{"axis": LONG_WAY, **call})
+    assert str(short.value) == str(long.value).replace("np.int64(1)", "1")
+    assert type(short.value) is type(long.value)
+
+
+def test_overlapping_memory_is_noticed():
+    memory = np.ones(40, np.float32)
+    x, out = memory[:12].reshape(4, 3), memory[2:14].reshape(4, 3)
+    with pytest.raises(ValueError, match="overlaps x"):
+        nbbn.batch_norm(x, np.zeros(3), np.ones(3), out=out)
+    with pytest.raises(ValueError, match="overlaps running_mean"):
+        nbbn.batch_norm(memory[20:32].reshape(4, 3), out[0], np.ones(3), out=out)
+    with pytest.raises(ValueError, match="overlaps"):
+        nbbn.batch_norm(x, memory[:3], memory[20:23], training=True)
+    with pytest.raises(ValueError, match="overlaps weight"):
+        nbbn.batch_norm(x, memory[30:33], memory[20:23], memory[31:34], training=True)
+    assert (memory == 1).all()
+
+
+def test_read_only_running_arrays_are_refused():
+    mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+    var.flags.writeable = False
+    with pytest.raises(ValueError, match="running_var: expected a writable array"):
+        nbbn.batch_norm(np.ones((4, 3), np.float32), mean, var, training=True)
+    assert (mean == 0).all()
+    assert nbbn.batch_norm(np.ones((4, 3), np.float32), mean, var).shape == (4, 3)
+
+
+def test_the_reference_has_no_short_way(monkeypatch):
+    answers = took_the_short_way(monkeypatch)
+    x, mean, var, *_ = arrays((4, 3), np.float32, np.float32)
+    with nbbn.use_backend("numpy"):
+        assert backends.current().small is None
+        nbbn.batch_norm(x, mean, var, training=True)
+        nbbn.batch_norm(x, mean, var)
+        nbbn.batch_stats(x)
+    assert not answers
