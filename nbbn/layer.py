@@ -253,11 +253,12 @@ class BatchNorm:
         Parameters
         ----------
         x : array of shape (..., C, ...)
-            float32 or float64. Kept (not copied) for `backward`: do not change it before.
+            As in `batch_norm`. Kept (not copied) for `backward`: do not change it before.
 
         Returns
         -------
-        array of the shape and dtype of x
+        array of the shape of x
+            Of its dtype; float32 for integers (evaluation only).
 
         Raises
         ------

@@ -19,7 +19,7 @@ from nbbn.moments import Moments, wrap
 #: Values above which the long way's checks no longer matter.
 LARGEST = 65536
 
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_FLOAT32, _FLOAT64 = _FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def evaluate(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, axis: Any, out: Any) -> Array | None:
@@ -28,23 +28,21 @@ def evaluate(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, axis
     if small is None or type(x) is not ndarray or type(axis) is not int or type(eps) is not float:
         return None
     dtype = x.dtype
-    if (dtype is not _FLOAT32 and dtype is not _FLOAT64) or not x.flags.c_contiguous:
+    flags = x.flags
+    if not (_is_float(dtype) and flags.c_contiguous and flags.aligned):
         return None
     shape = _canonical_shape(x.shape, axis)
     if shape is None or not 0.0 <= eps < inf:
         return None
     if out is None:
         y = empty(x.shape, dtype)
-    elif type(out) is ndarray and out.dtype is dtype and out.shape == x.shape and out.flags.c_contiguous:
+    elif _is_result(out, x):
         y = out
     else:
         return None
     if not (_flat(mean) and _flat(var) and (weight is None or _flat(weight)) and (bias is None or _flat(bias))):
         return None
-    try:
-        return y if small.normalize(x.reshape(shape), y.reshape(shape), mean, var, weight, bias, eps) else None
-    except TypeError:  # read-only, strided, misaligned or not flat
-        return None
+    return y if small.normalize(x.reshape(shape), y.reshape(shape), mean, var, weight, bias, eps) else None
 
 
 def train(
@@ -84,20 +82,19 @@ def _may_update(
     small: backends.Small, x: Array, view: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, out: Any
 ) -> bool:
     """Whether the running arrays can be written, and nothing else that is given lies in their memory."""
-    if not (_flat(running_mean) and _flat(running_var)):
+    if not (
+        _flat(running_mean) and _flat(running_var) and running_mean.flags.writeable and running_var.flags.writeable
+    ):
         return False
     if not ((weight is None or _flat(weight)) and (bias is None or _flat(bias))):
         return False
     if out is None:
         result = view
-    elif type(out) is ndarray and out.dtype is x.dtype and out.shape == x.shape and out.flags.c_contiguous:
+    elif _is_result(out, x):
         result = out.reshape(view.shape)
     else:
         return False
-    try:
-        return small.may_update(running_mean, running_var, view, result, weight, bias)
-    except TypeError:  # read-only, strided or misaligned
-        return False
+    return small.may_update(running_mean, running_var, view, result, weight, bias)
 
 
 def harmless(momentum: Any, ddof: Any) -> bool:
@@ -106,13 +103,29 @@ def harmless(momentum: Any, ddof: Any) -> bool:
 
 
 def _flat(values: Any) -> bool:
-    """Whether kernels exist for this; the rest (C values, side by side, aligned) is for them to find out."""
-    return type(values) is ndarray and (values.dtype is _FLOAT32 or values.dtype is _FLOAT64) and bool(values.ndim == 1)
+    """Whether this is a plain flat array of floats; that it has C values is for kernels to find out."""
+    if type(values) is not ndarray or values.ndim != 1 or not values.size:
+        return False
+    flags = values.flags
+    return flags.c_contiguous and flags.aligned and _is_float(values.dtype)
+
+
+def _is_float(dtype: Any) -> bool:
+    """Whether this is float32 or float64; what was unpickled has a dtype object of its own."""
+    return dtype is _FLOAT32 or dtype is _FLOAT64 or dtype in _FLOATS
+
+
+def _is_result(out: Any, x: Array) -> bool:
+    """Whether `out` is plain, writable memory for a result like `x`."""
+    if type(out) is not ndarray or out.dtype != x.dtype or out.shape != x.shape:
+        return False
+    flags = out.flags
+    return flags.c_contiguous and flags.writeable and flags.aligned
 
 
 def _view(x: Any, axis: Any) -> Array | None:
     """`x` as (outer, channels, inner), or None if it is not a small plain array."""
-    if type(x) is not ndarray or type(axis) is not int or (x.dtype is not _FLOAT32 and x.dtype is not _FLOAT64):
+    if type(x) is not ndarray or type(axis) is not int or not _is_float(x.dtype):
         return None
     flags = x.flags
     if not (flags.c_contiguous and flags.aligned):
@@ -126,5 +139,7 @@ def _canonical_shape(shape: tuple[int, ...], axis: int) -> tuple[int, int, int] 
     """(outer, channels, inner), or None for what is not small or has no such axis."""
     if not 0 <= axis < len(shape) or len(shape) < 2:
         return None
+    if shape[axis] == 1:  # one channel is one row, as in `layout.canonical`
+        return (1, 1, prod(shape)) if 0 < prod(shape) <= LARGEST else None
     outer, inner = prod(shape[:axis]), prod(shape[axis + 1 :])
     return (outer, shape[axis], inner) if 0 < outer * shape[axis] * inner <= LARGEST else None

@@ -49,7 +49,7 @@ def batch_stats(x: Array, *, axis: int | None = 1, where: BoolArray | None = Non
 
     in one pass: sums of deviations from an origin near the mean, chunk by chunk, merged by Chan, Golub & LeVeque
     (1979). For float32 data the variance has a relative error below 2e-6 for :math:`|\bar x| / \sigma` up to 1e6;
-    sums of integers are exact. The result does not depend on the number of threads.
+    sums of integers of up to 16 bits are exact. The result does not depend on the number of threads.
 
     Examples
     --------

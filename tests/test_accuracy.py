@@ -178,3 +178,18 @@ def test_backward_of_tiny_and_huge_values(backend, shape, scale):
     got = nbbn.batch_norm_backward(grad, x, m.mean, m.var(), eps=0.0)[0]
     expected = oracle.backward(grad, x, m.mean, m.var(), eps=0.0)[0]
     assert (np.abs(got - expected) <= 4e-6 * (1 + np.abs(expected * scale)) / scale).all()
+
+
+@pytest.mark.parametrize("shape", [(64, 2048), (512, 640), (2000, 64), (32, 8, 2000), (3, 4, 5000)])
+@pytest.mark.parametrize("kind", ["sparse", "two values", "late"])
+def test_repeated_values(shape, kind):
+    """Equal values round the same way each time: errors add up instead of averaging out."""
+    rng = np.random.default_rng(11)
+    if kind == "sparse":
+        x = np.maximum(rng.standard_normal(shape) - 1, 0)
+    else:
+        x = np.where(rng.random(shape) < 0.9, 1.2345678, 0)
+    if kind == "late":
+        x[: max(1, shape[0] // 60)] = 0
+    x = x.astype(np.float32)
+    assert_statistics(nbbn.batch_stats(x), x, 1)

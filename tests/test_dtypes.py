@@ -239,3 +239,32 @@ def test_float_to_half_without_instructions():
         expected = values.astype(np.float16)
     assert np.array_equal(bits.view(np.float16), expected, equal_nan=True)
     assert (np.signbit(bits.view(np.float16)) == np.signbit(expected))[~np.isnan(expected)].all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64, np.float16])
+@pytest.mark.parametrize("layout", ["columns", "rows", "drifting rows"])
+def test_values_whose_beginning_tells_nothing_of_the_rest(dtype, layout):
+    """The origin is far from the mean: the second, careful pass."""
+    x = np.ones((1000, 4) if layout == "columns" else (2, 1, 4096), dtype)
+    if layout == "columns":
+        x[:20] = 0
+    elif layout == "rows":
+        x[:, :, ::16] = 0
+    else:
+        x[0, 0, :1024] = 0
+    _, mean, var = oracle.stats(exactly(x), 1)
+    m = nbbn.batch_stats(x)
+    assert np.allclose(m.mean, mean.astype(float), rtol=1e-14)
+    assert np.allclose(m.var(), var.astype(float), rtol=1e-6 if dtype == np.float16 else 1e-13)
+
+
+@pytest.mark.parametrize("shape", [(1000, 4), (2, 4, 300)])
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint64, 2**64 - 1), (np.int64, 2**63 - 1)])
+def test_the_largest_integers(shape, dtype, largest):
+    x = np.full(shape, largest - 4, dtype)
+    x[..., ::3] = largest
+    x[::3] = largest - 2
+    relative = (x - dtype(largest - 4)).astype(np.float64)
+    assert np.allclose(nbbn.batch_stats(x).m2.sum(), nbbn.batch_stats(relative).m2.sum(), rtol=0.5)
+    if shape[0] < 100:  # one chunk; its origin is up to 2048 off, the largest float64 that converts
+        assert np.allclose(nbbn.batch_stats(x).m2, nbbn.batch_stats(relative).m2, rtol=1e-8)

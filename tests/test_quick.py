@@ -6,7 +6,19 @@ import pytest
 import nbbn
 from nbbn import backends, quick
 
-SHAPES = [(64, 64), (2, 1), (5, 3), (200, 3), (4, 6, 7, 7), (1, 8, 16, 16), (3, 300), (2, 2, 128), (9, 40, 12, 12)]
+SHAPES = [
+    (64, 64),
+    (2, 1),
+    (5, 3),
+    (200, 3),
+    (4, 6, 7, 7),
+    (1, 8, 16, 16),
+    (3, 300),
+    (2, 2, 128),
+    (9, 40, 12, 12),
+    (300, 1),
+    (20, 1, 40),
+]
 LONG_WAY = np.int64(1)  # not an int
 
 
@@ -55,6 +67,17 @@ def test_same_bits(shape, dtype, precision, monkeypatch):
     assert len(answers) >= 9
 
 
+@pytest.mark.parametrize("kinds", range(16))
+def test_any_mix_of_precisions_trains(kinds):
+    x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    dtypes = [np.float64 if kinds >> k & 1 else np.float32 for k in range(4)]
+    values = [np.full(3, value, dtype) for value, dtype in zip((0.5, 2, 1.5, -1), dtypes, strict=True)]
+    other = [value.copy() for value in values]
+    y = nbbn.batch_norm(x, *values, training=True)
+    assert (y == nbbn.batch_norm(x, *other, training=True, axis=LONG_WAY)).all()
+    assert all((a == b).all() for a, b in zip(values, other, strict=True))
+
+
 def test_in_place_and_into_out(monkeypatch):
     answers = took_the_short_way(monkeypatch)
     x, mean, var, weight, bias = arrays((6, 4, 5), np.float32, np.float32)
@@ -97,6 +120,7 @@ def test_what_is_unusual_goes_the_long_way_and_is_right(change, monkeypatch):
         {"running_var": np.ones((1, 3), np.float32)},
         {"weight": np.ones((3, 1), np.float32)},
         {"bias": np.ones(2)},
+        {"weight": np.ones(0, np.float32)},
         {"eps": -1.0},
         {"momentum": 2.0},
         {"ddof": 3},
@@ -141,6 +165,13 @@ def test_read_only_running_arrays_are_refused():
         nbbn.batch_norm(np.ones((4, 3), np.float32), mean, var, training=True)
     assert (mean == 0).all()
     assert nbbn.batch_norm(np.ones((4, 3), np.float32), mean, var).shape == (4, 3)
+
+
+def test_misaligned_running_arrays_are_refused():
+    mean = np.frombuffer(bytearray(13), np.uint8)[1:].view(np.float32)
+    with pytest.raises(ValueError, match="running_mean: expected an aligned array"):
+        nbbn.batch_norm(np.ones((4, 3), np.float32), mean, np.ones(3, np.float32), training=True)
+    assert (mean == 0).all()
 
 
 def test_the_reference_has_no_short_way(monkeypatch):

@@ -149,16 +149,16 @@ def _fused(parallel: bool, *views: Any) -> bool:
     """Whether to take statistics and normalize channel by channel, so that the second read finds it in cache."""
     x = views[0]
     outer, channels, inner = x.shape
-    threads_used = threads.get_num_threads() if parallel else 1
     if not _as_columns(x):
         # with few channels a task per channel would leave threads without work: there a channel is split between them
-        return threads_used == 1 or channels >= 2 * threads_used
+        return not parallel or channels >= 2 * threads.get_num_threads()
     if not _as_columns(*views) or _fold(x) > 1 or outer > tiles.CHUNK_ROWS:
         return False
-    # all rows of a tile must stay, and there must be a tile for every thread
+    # all rows of a tile must stay, and there must be tiles to share. Not a matter of threads: what is fused decides
+    # tile by tile, what is not for all channels, which of them need float64
     tile = tiles.tile_columns.py_func(channels * inner, inner)
     bytes_kept = outer * tile * sum(v.itemsize for v in views if v is not None)
-    return bool(bytes_kept <= caches.sizes()[0] and channels * inner >= 2 * threads_used * tile)
+    return bool(bytes_kept <= caches.sizes()[0] and channels * inner >= 4 * tile)
 
 
 def _side_by_side(x: Any, least: int) -> int:

@@ -8,12 +8,26 @@ The cut into chunks depends on the shape alone, never on the number of threads: 
 same bits.
 """
 
+import math
+
+import numpy as np
+
 from nbbn.cpu.jit import formula
-from nbbn.cpu.memory import deviation, deviations, deviations_short, element, load, prefetch
+from nbbn.cpu.memory import (
+    deviation,
+    deviations,
+    deviations_short,
+    element,
+    holds_integers,
+    largest_origin,
+    load,
+    prefetch,
+)
 from nbbn.cpu.vector import LANES, SHORT, fmuladd, lane_sum, splat
 
-#: Values a run: what is added up in the precision of the storage. 16 lanes of 64 each.
-BLOCK = 1024
+#: Values a run: what is added up in the precision of the storage. 32 sums of 16 each: equal values (zeros after ReLU)
+#: round the same way each time, so long sums would drift.
+BLOCK = 512
 
 #: Values a chunk, the unit of parallel work within one channel: 256 kB of float32, half of a common L2.
 CHUNK = 65536
@@ -34,6 +48,18 @@ def chunk_bounds(chunk, outer, inner):
     o0 = (chunk // along_inner) * rows
     i0 = (chunk % along_inner) * columns
     return o0, min(o0 + rows, outer), i0, min(i0 + columns, inner)
+
+
+@formula
+def usable_origin(x, value):
+    """`value` as an origin of deviations: whole for integers, so that their sums are exact, and one that they hold."""
+    return min(np.floor(value), largest_origin(x)) if holds_integers(x) else value
+
+
+@formula
+def sums_are_exact(x, squares, m2, least):
+    """False where squares overflowed or lost digits to denormals, or the origin was too far from the mean."""
+    return (holds_integers(x) or least <= squares < math.inf) and squares <= 3.0 * m2
 
 
 @formula

@@ -21,7 +21,8 @@ def sizes() -> tuple[int, int]:
                 found[int(level)] = int(size.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(size[-1], 0)
         except (OSError, ValueError):
             continue
-    return found.get(2, _SECOND_LEVEL), found[max(found)] if found else _LAST_LEVEL
+    last = max(found, default=0)
+    return found.get(2, _SECOND_LEVEL), found[last] if last > 1 else _LAST_LEVEL
 
 
 def streams(result: Any, *inputs: Any) -> bool:

@@ -7,13 +7,11 @@ enough for full vectors; rows left over at the end are taken singly. Column j be
 expands the per-channel coefficients to columns once a tile. No gathers.
 """
 
-import math
-
 import numpy as np
 from numba import prange
 
 from nbbn.cpu.affine import normalize_add_row, normalize_row
-from nbbn.cpu.blocks import CHUNK
+from nbbn.cpu.blocks import CHUNK, sums_are_exact, usable_origin
 from nbbn.cpu.channels import fill_coefficients, from_deviations
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
@@ -22,7 +20,6 @@ from nbbn.cpu.memory import (
     deviations,
     element,
     fence,
-    holds_integers,
     least_squares,
     load,
     run,
@@ -31,7 +28,7 @@ from nbbn.cpu.memory import (
 )
 from nbbn.cpu.rows import SAMPLE, finite_or_zero
 from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, TILE, chunk_of_rows, clear, expand, tile_width
-from nbbn.cpu.vector import LANES, fmuladd
+from nbbn.cpu.vector import LANES, fmuladd, splat
 
 # --- statistics -----------------------------------------------------------------------------------------------------
 
@@ -43,20 +40,25 @@ def add_deviations(x, r, step, rows, j0, origin, total, squares):
     width = origin.size
     j = 0
     while j + LANES <= width:
-        first = load(total, j, like)
-        second = load(squares, j, like)
+        # apart from what there is: two short sums round less than a long one
+        first = splat(like)
+        second = first
         for k in range(rows):
             d = deviations(run(x, r + k * step, 0, j0, j0 + width), j, origin)
             first = first + d
             second = fmuladd(d, d, second)
-        store(total, j, first)
-        store(squares, j, second)
+        store(total, j, load(total, j, like) + first)
+        store(squares, j, load(squares, j, like) + second)
         j += LANES
     while j < width:
+        one = like
+        square = like
         for k in range(rows):
             single = deviation(run(x, r + k * step, 0, j0, j0 + width), j, origin)
-            total[j] += single
-            squares[j] = fmuladd(single, single, squares[j])
+            one += single
+            square = fmuladd(single, single, square)
+        total[j] += one
+        squares[j] += square
         j += 1
 
 
@@ -85,15 +87,15 @@ def fill_origin(x, r0, r1, step, j0, origin, sums):
     start = run(x, r0, 0, j0, j0 + width)
     values = np.empty(width // inner if width < channels * inner else channels, origin.dtype)
     for k in range(values.size):
-        values[k] = element(start, k * inner, sum_origin(x))
+        values[k] = usable_origin(x, np.float64(element(start, k * inner, sum_origin(x))))
     expand(values, origin, 0, inner)
-    rows = max(2, min(STRIP, SAMPLE * values.size // width))
+    rows = max(2, min(2 * STRIP, SAMPLE * values.size // width))
     end = min(r1, r0 + rows * step)
     column_sums(x, r0, end, step, j0, origin, sums)
     for k in range(values.size):
         total, _ = channel_sums(sums, k, values.size, inner)
         offset = total / ((end - r0) // step * (width // values.size))
-        values[k] += type(sum_origin(x))(np.floor(offset) if holds_integers(x) else offset)
+        values[k] = usable_origin(x, np.float64(values[k]) + offset)
     expand(values, origin, 0, inner)
 
 
@@ -140,7 +142,7 @@ def merged_columns(x, rows, origin, sums, j0, least, mean, m2):
         total, squares = channel_sums(sums, k, channels, inner)
         c = j0 // inner + k
         mean[c], m2[c] = from_deviations(count, np.float64(origin[k * inner]), total, squares)
-        exact &= (holds_integers(x) or least <= squares < math.inf) and squares <= 4.0 * m2[c]
+        exact &= sums_are_exact(x, squares, m2[c], least)
     return exact
 
 
@@ -162,13 +164,13 @@ def tile_moments(x, r0, r1, step, j0, j1, mean, m2):
     channels = min(width // inner, x.shape[1])
     values = np.empty(channels)
     for k in range(channels):
-        values[k] = finite_or_zero(element(start, k * inner, 0.0))
+        values[k] = usable_origin(x, finite_or_zero(element(start, k * inner, 0.0)))
     expand(values, careful, 0, inner)
     column_sums(x, r0, r1, step, j0, careful, sums)
     if merged_columns(x, rows, careful, sums, j0, 0.0, mean, m2):
         return
     for k in range(channels):
-        values[k] = finite_or_zero(mean[j0 // inner + k])
+        values[k] = usable_origin(x, finite_or_zero(mean[j0 // inner + k]))
     expand(values, careful, 0, inner)
     column_sums(x, r0, r1, step, j0, careful, sums)
     merged_columns(x, rows, careful, sums, j0, 0.0, mean, m2)
@@ -239,10 +241,7 @@ def normalize_tile(x, addend, out, r0, r1, step, j0, j1, start, mean, scale, shi
 
 @kernel(reads=("x", "addend", "mean", "scale", "shift"))
 def normalize(x, addend, out, fold, mean, scale, shift, floor, streaming):
-    """out = max((x - mean) * scale + shift + addend, floor).
-
-    From the end on: after statistics, which went from the beginning, the last rows are the ones in cache.
-    """
+    """out = max((x - mean) * scale + shift + addend, floor)."""
     outer, channels, inner = x.shape
     tile, tiles, chunk, chunks = affine_grid(outer, fold, fold * channels * inner)
     tasks = chunks * tiles

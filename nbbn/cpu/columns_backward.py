@@ -10,7 +10,7 @@ from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.memory import deviation, deviations, element, fence, load, run, store
 from nbbn.cpu.rows_backward import products_are_exact
 from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, clear, expand, tile_width
-from nbbn.cpu.vector import LANES, fmuladd
+from nbbn.cpu.vector import LANES, fmuladd, splat
 
 
 @formula
@@ -21,15 +21,15 @@ def add_gradients(gradients, x, r, step, rows, j0, mean, total, products):
     j1 = j0 + width
     j = 0
     while j + LANES <= width:
-        first = load(total, j, like)
-        second = load(products, j, like)
+        first = splat(like)
+        second = first
         for k in range(rows):
             r_k = r + k * step
             g = load(run(gradients, r_k, 0, j0, j1), j, like)
             first = first + g
             second = fmuladd(g, deviations(run(x, r_k, 0, j0, j1), j, mean), second)
-        store(total, j, first)
-        store(products, j, second)
+        store(total, j, load(total, j, like) + first)
+        store(products, j, load(products, j, like) + second)
         j += LANES
     while j < width:
         for k in range(rows):
@@ -54,7 +54,7 @@ def block_gradient_sums(gradients, x, r0, r1, step, j0, mean, total, products):
         r += step
     safe = True
     for j in range(mean.size):
-        safe &= products_are_exact(products[j], mean.dtype)
+        safe &= products_are_exact(products[j], mean.dtype) and np.isfinite(total[j])
     return safe
 
 

@@ -114,14 +114,14 @@ def _deviation(lanes):
             # float64 does not hold every 64-bit integer: subtract integers, unless the difference may not be one
             whole = _read(context, builder, reader, arguments, lanes, convert=False)
             difference = builder.sub(whole, (builder.fptosi if kind.signed else builder.fptoui)(start, whole.type))
-            return near(builder, rounded, builder.sitofp(difference, rounded.type))
+            return _exact_where_in_range(builder, rounded, builder.sitofp(difference, rounded.type))
 
         return (Vector(like, lanes) if lanes else like)(source, types.intp, origin), codegen
 
     return typing
 
 
-def near(builder, rounded, exact):
+def _exact_where_in_range(builder, rounded, exact):
     """`exact` where `rounded` says that it did not overflow."""
     limit = ir.Constant(ir.DoubleType(), 2.0**62)
     most, least = (
@@ -186,6 +186,19 @@ def holds_integers(typingctx, array):
         return context.get_constant(types.boolean, isinstance(signature.args[0].dtype, types.Integer | types.Boolean))
 
     return types.boolean(array), codegen
+
+
+@intrinsic
+def largest_origin(typingctx, array):
+    """The largest float64 that converts to the integers of an array; infinite where any will do."""
+    kind = array.dtype
+    long = isinstance(kind, types.Integer) and kind.bitwidth == 64
+
+    def codegen(context, builder, signature, arguments):
+        largest = (2.0**63 - 1024 if kind.signed else 2.0**64 - 2048) if long else float("inf")
+        return context.get_constant(types.float64, largest)
+
+    return types.float64(array), codegen
 
 
 @intrinsic

@@ -11,11 +11,11 @@ import numpy as np
 from numba import prange
 
 from nbbn.cpu.affine import normalize_add_row, normalize_row
-from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid, sums_of_deviations
+from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid, sums_are_exact, sums_of_deviations, usable_origin
 from nbbn.cpu.channels import fill_coefficients, from_deviations
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
-from nbbn.cpu.memory import deviation, element, fence, holds_integers, least_squares, run, sum_origin
+from nbbn.cpu.memory import deviation, element, fence, least_squares, run, sum_origin
 
 #: Values, spread over a run, that the origin is the mean of: about an eighth of a standard deviation off.
 SAMPLE = 32
@@ -27,19 +27,13 @@ SAMPLE = 32
 def origin_of(x, c, o, i0, i1):
     """Something near the mean: that of a sample of the first run. Exactly their value if all are equal."""
     values = run(x, o, c, i0, min(i1, i0 + BLOCK))
-    first = element(values, 0, sum_origin(x))
+    kind = type(sum_origin(x))
+    first = kind(usable_origin(x, np.float64(element(values, 0, sum_origin(x)))))
     stride = max(1, values.size // SAMPLE)
-    total = type(first)(0)
+    total = kind(0)
     for i in range(0, values.size, stride):
         total += deviation(values, i, first)
-    offset = total / (-(-values.size // stride))
-    return first + type(first)(np.floor(offset) if holds_integers(x) else offset)
-
-
-@formula
-def sums_are_exact(x, squares, m2):
-    """False where squares overflowed or lost digits to denormals, or the origin was too far from the mean."""
-    return (holds_integers(x) or least_squares(x) <= squares < math.inf) and squares <= 4.0 * m2
+    return kind(usable_origin(x, np.float64(first) + np.float64(total) / (-(-values.size // stride))))
 
 
 @formula
@@ -66,7 +60,7 @@ def box_moments(x, o0, o1, c0, c1, i0, i1, mean, m2):
     count = (o1 - o0) * (i1 - i0)
     for k in range(channels):
         mean[k], m2[k] = from_deviations(count, np.float64(origin[k]), total[k], squares[k])
-        if not sums_are_exact(x, squares[k], m2[k]):
+        if not sums_are_exact(x, squares[k], m2[k], least_squares(x)):
             mean[k], m2[k] = careful_moments(x, c0 + k, o0, o1, i0, i1)
 
 
@@ -93,12 +87,13 @@ def careful_sums(x, c, o0, o1, i0, i1, origin):
 def careful_moments(x, c, o0, o1, i0, i1):
     """The same in float64: for constant, huge, denormal, drifting and non-finite chunks of one channel."""
     count = (o1 - o0) * (i1 - i0)
-    origin = finite_or_zero(element(run(x, o0, c, i0, i1), 0, 0.0))
+    origin = usable_origin(x, finite_or_zero(element(run(x, o0, c, i0, i1), 0, 0.0)))
     total, squares = careful_sums(x, c, o0, o1, i0, i1, origin)
     mean, m2 = from_deviations(count, origin, total, squares)
     if 4.0 * m2 < squares < math.inf:  # the origin is far off: once more, from the mean
-        total, squares = careful_sums(x, c, o0, o1, i0, i1, mean)
-        mean, m2 = from_deviations(count, mean, total, squares)
+        origin = usable_origin(x, mean)
+        total, squares = careful_sums(x, c, o0, o1, i0, i1, origin)
+        mean, m2 = from_deviations(count, origin, total, squares)
     return mean, m2
 
 

@@ -37,7 +37,7 @@ def box_gradient_sums(gradients, x, mean, o0, o1, c0, i0, i1, total, products):
                 next_o, next_i = (o, end) if end < i1 else (o + 1, i0)
                 ahead = run(gradients, next_o, c, next_i, i1), run(x, next_o, c, next_i, i1)
                 first, second = sums_of_gradient(g, values, mean[c], ahead)
-                if products_are_exact(second, mean.dtype):
+                if products_are_exact(second, mean.dtype) and np.isfinite(first):
                     total[k] += np.float64(first)
                     products[k] += np.float64(second)
                 else:

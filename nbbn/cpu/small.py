@@ -14,7 +14,7 @@ from nbbn.cpu import columns, rows, tiles
 from nbbn.cpu.affine import normalize_row
 from nbbn.cpu.channels import channel_scale, channel_shift, split
 from nbbn.cpu.channels import ema as ema_kernel
-from nbbn.cpu.channels import fits as exact
+from nbbn.cpu.channels import fits as narrow_serves
 from nbbn.cpu.jit import formula, serial_kernel
 from nbbn.cpu.memory import address, run
 from nbbn.cpu.tiles import expand
@@ -84,18 +84,19 @@ def fits(x, out, mean, var, weight, bias):
     return disjoint(out, mean) and disjoint(out, var) and disjoint(out, weight) and disjoint(out, bias)
 
 
+@formula
+def alone(running, x, out, weight, bias):
+    """Whether a running array shares no memory with anything else."""
+    return disjoint(running, x) and disjoint(running, out) and disjoint(running, weight) and disjoint(running, bias)
+
+
 @serial_kernel(reads=("x", "out", "weight", "bias"))
 def _may_update(running_mean, running_var, x, out, weight, bias):
     """Whether the running arrays have a value per channel and memory of their own."""
     channels = x.shape[1]
     if running_mean.size != channels or running_var.size != channels or not disjoint(running_mean, running_var):
         return False
-    for running in (running_mean, running_var):
-        if not (disjoint(running, x) and disjoint(running, out)):
-            return False
-        if not (disjoint(running, weight) and disjoint(running, bias)):
-            return False
-    return True
+    return alone(running_mean, x, out, weight, bias) and alone(running_var, x, out, weight, bias)
 
 
 @formula
@@ -106,7 +107,7 @@ def narrow_coefficients(mean, var, weight, bias, eps, narrow):
     for c in range(mean.size):
         scale, shift = channel_scale(var[c], weight, c, eps), channel_shift(bias, c)
         narrow[0, c], narrow[1, c], narrow[2, c] = split(np.float64(mean[c]), scale, shift, kind)
-        served &= exact(np.float64(mean[c]), scale, kind)
+        served &= narrow_serves(np.float64(mean[c]), scale, kind)
     return served
 
 
