@@ -22,7 +22,7 @@ import startup
 import tables
 import targets
 import timing
-from cases import CASES, Case
+from cases import CASES, DTYPES, Case
 from inputs import Inputs
 from operations import OPERATIONS, UnsupportedError, say, settings
 from peers import PEERS, Peer, versions
@@ -42,6 +42,7 @@ def compare(
     command: str,
     parts: Sequence[str] = PARTS,
     peers: Mapping[str, Peer] = PEERS,
+    dtypes: Sequence[str] = DTYPES,
 ) -> Report:
     few = {name: peer for name, peer in peers.items() if name in HOSTS}
     with settings(peers):
@@ -57,7 +58,7 @@ def compare(
         "against": {name: peer.against for name, peer in peers.items()},
         "results": throughput,
         "host": host,
-        "startup": startup.measure() if "startup" in parts else {},
+        "startup": startup.measure(dtypes) if "startup" in parts else {},
         "memory": memory.measure() if "memory" in parts else [],
     }
 
@@ -96,12 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cases", type=Case.parse, nargs="+", default=CASES, help="such as 32x64x56x56 or 32x56x56x64-last-float16"
     )
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure (default: all)")
+    parser.add_argument(
+        "--dtypes", choices=DTYPES, nargs="+", default=DTYPES, help="for import and compilation (default: all)"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.rounds < 1:
         parser.error(f"--rounds: expected at least 1, got {chosen.rounds}")
 
     effort = Effort(chosen.rounds, chosen.seconds, min(usual.least, chosen.rounds))
-    report = compare(chosen.cases, effort, _command(chosen, usual), chosen.only)
+    report = compare(chosen.cases, effort, _command(chosen, usual), chosen.only, dtypes=chosen.dtypes)
     path = chosen.output / f"{machine.slug(report['machine'])}.json"
     save(report, path)
     path.with_suffix(".md").write_text(tables.document(report), encoding="utf-8")
@@ -116,6 +120,7 @@ def _command(chosen: argparse.Namespace, usual: Effort) -> str:
     words += ["--seconds", f"{chosen.seconds:g}"] if chosen.seconds != usual.seconds else []
     words += ["--cases", *(case.id for case in chosen.cases)] if chosen.cases is not CASES else []
     words += ["--only", *chosen.only] if chosen.only is not PARTS else []
+    words += ["--dtypes", *chosen.dtypes] if chosen.dtypes is not DTYPES else []
     return shlex.join(words)
 
 

@@ -56,34 +56,8 @@ except TypeError:
     print("unsupported")
 """
 
-#: Both layouts, short and long rows, few channels, little work and enough for threads.
-SHAPES = ((9, 4), (70000, 4), (2, 3, 300), (2, 40, 300, 20), (4, 1, 300, 300), (64, 64, 7, 7), (128, 64, 7, 7))
 
-_EVERYTHING = """
-import numpy as np, nbbn
-if "{dtype}" == "bfloat16":
-    import ml_dtypes
-dtype = np.dtype("{dtype}")
-def attempt(function, *args, **options):
-    try:
-        function(*args, **options)
-    except TypeError:
-        if dtype in (np.float32, np.float64):
-            raise
-for dims in {shapes}:
-    for axis in (1, -1):
-        x = np.ones(dims, dtype)
-        y = np.ones(dims, np.float32 if dtype.kind == "u" else dtype)
-        for precision in (np.float32, np.float64):
-            v = np.ones((4, x.shape[axis]), precision)
-            for extra in ({{}}, {{"residual": y, "activation": "relu"}}):
-                attempt(nbbn.batch_norm, x, *v, axis=axis, out=y.copy(), **extra)
-                attempt(nbbn.batch_norm, x, *v, training=True, axis=axis, out=y.copy(), **extra)
-            for training in (True, False):
-                attempt(nbbn.batch_norm_backward, x, x, v[0], v[1], v[2], axis=axis, training=training)
-        attempt(nbbn.batch_stats, x, axis=axis, where=np.ones(dims, bool))
-        attempt(lambda: (nbbn.batch_stats(x, axis=axis) + nbbn.batch_stats(x, axis=axis)) - nbbn.batch_stats(x, axis=axis))
-"""  # noqa: E501
+_WARM_UP = "import sys; from nbbn import __main__; sys.exit(__main__.main({arguments}))"
 
 
 def measure(
@@ -124,14 +98,15 @@ def first_calls(dtypes: Sequence[str], dims: tuple[int, ...]) -> list[dict[str, 
     return found
 
 
-def kernels(dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]] = SHAPES) -> dict[str, int]:
-    """How many kernels are compiled once everything was called on everything, and their bytes on disk."""
+def kernels(dtypes: Sequence[str]) -> dict[str, Any]:
+    """How many kernels `python -m nbbn warmup` compiles, and their bytes on disk."""
     with _fresh_package() as environment, TemporaryDirectory() as cache:
-        for dtype in dtypes:
-            say(f"all kernels, {dtype}")
-            _python(_EVERYTHING.format(dtype=dtype, shapes=tuple(shapes)), environment | {"NUMBA_CACHE_DIR": cache})
+        say(f"all kernels, {', '.join(dtypes)}")
+        arguments = ["warmup", *(word for dtype in dtypes for word in ("--dtype", dtype))]
+        _python(_WARM_UP.format(arguments=arguments), environment | {"NUMBA_CACHE_DIR": cache})
         files = list(Path(cache).rglob("*.nbc"))
-        return {"number": len(files), "bytes": sum(file.stat().st_size for file in files)}
+        size = sum(file.stat().st_size for file in files)
+        return {"number": len(files), "bytes": size, "dtypes": list(dtypes)}
 
 
 @contextmanager

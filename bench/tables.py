@@ -137,7 +137,8 @@ def startup_sentence(report: Report) -> str:
     seconds, kernels = measured["import"]["seconds"], measured["kernels"]
     return (
         f"`import nbbn` takes {seconds['nbbn']['median']:.2f} s, {measured['import']['ratio']['median']:.2f} times "
-        f"`import numba, numpy`. All functions on all dtypes and layouts are {kernels['number']} compiled kernels, "
+        f"`import numba, numpy`. All functions on all layouts, in {', '.join(kernels['dtypes'])}, are "
+        f"{kernels['number']} compiled kernels, "
         f"{kernels['bytes'] / 1e6:.0f} MB on disk."
     )
 

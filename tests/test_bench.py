@@ -267,7 +267,7 @@ def test_first_calls_are_measured_uncompiled_and_compiled(monkeypatch):
 
 
 def test_compiled_kernels_are_counted(monkeypatch):
-    monkeypatch.setattr(startup, "_EVERYTHING", "import nbbn, numpy as np; m = nbbn.Moments.zeros(3); m + m")
+    monkeypatch.setattr(startup, "_WARM_UP", "import nbbn, numpy as np; m = nbbn.Moments.zeros(3); m + m")
     counted = startup.kernels(["float32"])
     assert counted["number"] == 1
     assert counted["bytes"] > 1000

@@ -34,7 +34,7 @@ OTHER_PARTS = {
             {"function": "batch_stats", "dtype": "float32", "uncached": 3.5, "cached": 0.2},
             {"function": "normalize", "dtype": "float32", "uncached": 4.5, "cached": 0.1},
         ],
-        "kernels": {"number": 27, "bytes": 2_500_000},
+        "kernels": {"number": 27, "bytes": 2_500_000, "dtypes": ["float32"]},
     },
     "memory": [{"operation": "training", "case": "64x64x112x112", "peak_extra_bytes": 40_000}],
 }
@@ -109,12 +109,16 @@ def test_what_nbbn_refuses_is_left_out_with_a_word(monkeypatch, capsys):
 
 def test_the_command_in_a_report_measures_the_same_again(monkeypatch, tmp_path, measured):
     commands = []
-    monkeypatch.setattr(compare, "compare", lambda cases, effort, command, parts: commands.append(command) or measured)
+    monkeypatch.setattr(
+        compare, "compare", lambda cases, effort, command, parts, dtypes: commands.append(command) or measured
+    )
     compare.main(["--output", str(tmp_path)])
     compare.main(["--output", str(tmp_path), "--rounds", "3", "--cases", "4x3", "4x3-last-uint8", "--only", "host"])
+    compare.main(["--output", str(tmp_path), "--dtypes", "float32"])
     assert commands == [
         "python bench/compare.py",
         "python bench/compare.py --rounds 3 --cases 4x3 4x3-last-uint8 --only host",
+        "python bench/compare.py --dtypes float32",
     ]
     assert report.load(next(tmp_path.glob("*.json"))) == measured
     assert next(tmp_path.glob("*.md")).read_text() == tables.document(measured)
