@@ -67,7 +67,7 @@ def test_same_bits(shape, dtype, precision, monkeypatch):
     assert len(answers) >= 9
 
 
-@pytest.mark.parametrize("kinds", range(16))
+@pytest.mark.parametrize("kinds", [1, 2, 12])  # each mix compiles kernels of its own
 def test_any_mix_of_precisions_trains(kinds):
     x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     dtypes = [np.float64 if kinds >> k & 1 else np.float32 for k in range(4)]
