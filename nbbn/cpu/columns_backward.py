@@ -134,12 +134,11 @@ def write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, s
 
 @kernel(reads=("gradients", "x", "mean", "scale", "slope", "offset"))
 def apply(gradients, x, fold, mean, scale, slope, offset, streaming, grad_x):
-    """grad_x = scale * g + slope * (x - mean) + offset; from the end on, as in `columns.normalize`."""
+    """grad_x = scale * g + slope * (x - mean) + offset."""
     outer, channels, inner = x.shape
     tile, tiles, chunk, chunks = affine_grid(outer, fold, fold * channels * inner)
-    tasks = chunks * tiles
-    for task in prange(tasks):
-        k, t = divmod(tasks - 1 - np.int64(task), tiles)
+    for task in prange(chunks * tiles):
+        k, t = divmod(np.int64(task), tiles)
         r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
         j0 = t * tile
         j1 = min(j0 + tile, step * channels * inner)
