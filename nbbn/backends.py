@@ -149,6 +149,14 @@ class Small(Protocol):
     ) -> None:
         """As `Backend.ema`; channels that are not finite included."""
 
+    def backward(
+        self, grad_out: Array, x: Array, mean: Array, var: Array, weight: Array | None, eps: float, grad_x: Array
+    ) -> Array | None:
+        """`Backend.backward` in training: gradients of weight and bias in its precision, as the rows of one array.
+
+        None, having written nothing, where `normalize` would answer False.
+        """
+
 
 def current() -> Backend:
     """The backend for NumPy arrays: the forced one, else the CPU kernels."""

@@ -409,6 +409,9 @@ def batch_norm_backward(
     >>> dx.ravel().round(3), dw.round(3), db
     (array([ 0.109, -0.152,  0.044]), array([-1.019]), array([1.]))
     """
+    done = quick.backward(grad_out, x, mean, var, weight, eps, axis, out) if training is True else None
+    if done is not None:
+        return done
     x = checks.float_data("x", x, "in backward")
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)

@@ -16,8 +16,8 @@ from nbbn import backends
 from nbbn.arrays import Array
 from nbbn.moments import Moments, wrap
 
-#: Values above which the long way's checks no longer matter.
-LARGEST = 65536
+#: Values above which the long way's checks no longer matter, or there is work for a second thread.
+LARGEST = 262_143
 
 _FLOAT32, _FLOAT64 = _FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -76,6 +76,30 @@ def moments(x: Any, axis: Any) -> Moments | None:
     count, mean, m2 = backends.empty_moments(view.shape[1])
     small.moments(view, count, mean, m2)
     return wrap(count, mean, m2)
+
+
+def backward(
+    grad_out: Any, x: Any, mean: Any, var: Any, weight: Any, eps: Any, axis: Any, out: Any
+) -> tuple[Array, Array, Array] | None:
+    """The three gradients, in training."""
+    small = backends.current().small
+    view = _view(x, axis)
+    if view is None or small is None or type(eps) is not float or not 0.0 <= eps < inf:
+        return None
+    if type(grad_out) is not ndarray or grad_out.dtype != x.dtype or grad_out.shape != x.shape:
+        return None
+    flags = grad_out.flags
+    if not (flags.c_contiguous and flags.aligned and _flat(mean) and _flat(var) and (weight is None or _flat(weight))):
+        return None
+    if out is None:
+        grad_x = empty(x.shape, x.dtype)
+    elif _is_result(out, x):
+        grad_x = out
+    else:
+        return None
+    shape = view.shape
+    of_parameters = small.backward(grad_out.reshape(shape), view, mean, var, weight, eps, grad_x.reshape(shape))
+    return None if of_parameters is None else (grad_x, of_parameters[0], of_parameters[1])
 
 
 def _may_update(
@@ -137,6 +161,8 @@ def _view(x: Any, axis: Any) -> Array | None:
 @lru_cache(1024)
 def _canonical_shape(shape: tuple[int, ...], axis: int) -> tuple[int, int, int] | None:
     """(outer, channels, inner), or None for what is not small or has no such axis."""
+    if axis < 0:
+        axis += len(shape)
     if not 0 <= axis < len(shape) or len(shape) < 2:
         return None
     if shape[axis] == 1:  # one channel is one row, as in `layout.canonical`

@@ -98,12 +98,16 @@ def _short_way(x: Any) -> None:
         nbbn.batch_norm(x, mean, var, weight, bias)
         nbbn.batch_norm(x, mean, var, weight, bias, training=True)
         nbbn.normalize(x, mean, var)
+        for statistics in (np.ones((2, x.shape[1])), np.ones((2, x.shape[1]), np.float32)):
+            nbbn.batch_norm_backward(x, x, *statistics, weight)
 
 
 def _backward(x: Any) -> None:
     for mean in (0.0, HUGE):
         for training in (True, False):
-            nbbn.batch_norm_backward(x, x, np.full(x.shape[1], mean), np.ones(x.shape[1]), training=training)
+            nbbn.batch_norm_backward(
+                x, x, np.full(x.shape[1], mean), np.ones(x.shape[1]), axis=LONG_WAY, training=training
+            )
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

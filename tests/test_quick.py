@@ -33,7 +33,7 @@ def arrays(shape, dtype, precision, seed=0):
 def took_the_short_way(monkeypatch):
     """A list that grows with every answer of the short way."""
     answers = []
-    for name in ("evaluate", "train", "moments"):
+    for name in ("evaluate", "train", "moments", "backward"):
         real = getattr(quick, name)
 
         def noted(*arguments, real=real):
@@ -65,6 +65,38 @@ def test_same_bits(shape, dtype, precision, monkeypatch):
     assert (stats == other_stats).all()
     assert all((a == b).all() for a, b in zip(running, other, strict=True))
     assert len(answers) >= 9
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [*SHAPES, (600, 300), (40, 24, 7, 7), (2, 64, 900)])
+def test_same_bits_backward(shape, dtype, monkeypatch):
+    answers = took_the_short_way(monkeypatch)
+    x, mean, var, weight, _ = arrays(shape, dtype, np.float32)
+    gradient = np.random.default_rng(1).standard_normal(shape).astype(dtype)
+    exact = nbbn.batch_stats(x)
+    for statistics in ((exact.mean, exact.var()), (mean, var)):
+        for parameters in ((), (weight,)):
+            answers.clear()
+            short = nbbn.batch_norm_backward(gradient, x, *statistics, *parameters)
+            assert len(answers) == 1
+            long = nbbn.batch_norm_backward(gradient, x, *statistics, *parameters, axis=LONG_WAY)
+            assert all(a.dtype == b.dtype and (a == b).all() for a, b in zip(short, long, strict=True))
+    assert len(answers) == 1
+    for out in (gradient, x):
+        given = gradient.copy(), x.copy()
+        assert nbbn.batch_norm_backward(*given, mean, var, weight, out=given[out is x])[0] is given[out is x]
+        assert (given[out is x] == short[0]).all()
+    assert len(answers) == 3
+
+
+def test_the_last_axis_by_its_negative_number(monkeypatch):
+    answers = took_the_short_way(monkeypatch)
+    x, mean, var, weight, bias = arrays((6, 5, 3, 4), np.float32, np.float32)
+    for axis, same in ((-1, np.int64(3)), (-4, np.int64(0))):
+        parameters = [np.resize(v, x.shape[axis]) for v in (mean, np.abs(var) + 1, weight, bias)]
+        y = nbbn.batch_norm(x, *parameters, axis=axis)
+        assert (y == nbbn.batch_norm(x, *parameters, axis=same)).all()
+    assert len(answers) == 2
 
 
 @pytest.mark.parametrize("kinds", [1, 2, 12])  # each mix compiles kernels of its own
@@ -99,7 +131,6 @@ def test_in_place_and_into_out(monkeypatch):
         {"weight": np.ones(3, np.float32)[::-1]},
         {"mean": np.zeros(3, np.float32).view(np.recarray)},
         {"eps": 0},
-        {"axis": -1},
         {"mean": np.array([1e31, 0, 0])},  # needs float64 arithmetic
     ],
 )
@@ -142,6 +173,49 @@ def test_errors_are_those_of_the_long_way(change, training):
         nbbn.batch_norm(**{"axis": LONG_WAY, **call})
     assert str(short.value) == str(long.value).replace("np.int64(1)", "1")
     assert type(short.value) is type(long.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grad_out": np.ones((4, 2), np.float32)},
+        {"grad_out": [[1.0]]},
+        {"mean": np.zeros(4, np.float32)},
+        {"weight": np.ones(2, np.float32)},
+        {"eps": -1.0},
+        {"axis": 2},
+        {"out": np.ones((4, 3), np.int32)},
+        {"training": 1},
+    ],
+)
+def test_errors_of_backward_are_those_of_the_long_way(change):
+    x = np.ones((4, 3), np.float32)
+    call = {"grad_out": x, "x": x, "mean": np.zeros(3), "var": np.ones(3), **change}
+    with pytest.raises((TypeError, ValueError)) as short:
+        nbbn.batch_norm_backward(**call)
+    with pytest.raises((TypeError, ValueError)) as long:
+        nbbn.batch_norm_backward(**{"axis": LONG_WAY, **call})
+    assert str(short.value) == str(long.value).replace("np.int64(1)", "1")
+
+
+def test_overlapping_memory_is_noticed_in_backward():
+    memory = np.ones(60, np.float32)
+    x, gradient = memory[:12].reshape(4, 3), memory[20:32].reshape(4, 3)
+    values = np.zeros(3), np.ones(3)
+    for start, name in ((2, "x"), (22, "grad_out")):
+        with pytest.raises(ValueError, match=f"overlaps {name}"):
+            nbbn.batch_norm_backward(gradient, x, *values, out=memory[start : start + 12].reshape(4, 3))
+    with pytest.raises(ValueError, match="overlaps weight"):
+        nbbn.batch_norm_backward(gradient, x, *values, memory[45:48], out=memory[40:52].reshape(4, 3))
+    assert (memory == 1).all()
+
+
+def test_gradients_too_large_for_the_precision_of_the_weight_become_infinite():
+    x = np.array([[1.0], [2.0]])
+    gradient = np.full((2, 1), 1e300)
+    for axis in (1, LONG_WAY):
+        results = nbbn.batch_norm_backward(gradient, x, np.ones(1), np.ones(1), np.ones(1, np.float32), axis=axis)
+        assert np.isinf(results[2]).all()
 
 
 def test_overlapping_memory_is_noticed():

@@ -55,7 +55,7 @@ def test_every_length(streaming, size):
         expected = nbbn.normalize(x, m.mean, m.var())
         expected_gradient = nbbn.batch_norm_backward(gradient, x, m.mean, m.var())[0]
     assert np.allclose(y, expected, rtol=1e-6, atol=1e-6)
-    grad_x = nbbn.batch_norm_backward(gradient, x, m.mean, m.var())[0]
+    grad_x = nbbn.batch_norm_backward(gradient, x, m.mean, m.var(), axis=np.int64(1))[0]
     assert np.allclose(grad_x, expected_gradient, rtol=1e-5, atol=1e-6)
 
 

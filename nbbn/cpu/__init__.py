@@ -4,14 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from nbbn.cpu import caches, channels, columns, columns_backward, masked, rows, rows_backward, threads, tiles
+from nbbn.cpu import caches, channels, columns, columns_backward, masked, plan, rows, rows_backward, threads
 from nbbn.cpu import small as small  # the short way
 from nbbn.cpu.storage import BFLOAT16, HALF
 
 name = "cpu"
-
-#: Bytes of memory in one run that channels are taken together for: statistics alone, and what is read twice.
-LONG_RUN, SHORT_RUN = 65536, 4096
 
 _NOTHING = np.empty(0)
 
@@ -20,13 +17,13 @@ def moments(x, where, count, mean, m2):
     x = _raw(x)
     with threads.limit():
         if where is not None:
-            masked.moments(_parallel(x), x, where, count, mean, m2)
+            masked.moments(plan.parallel(x), x, where, count, mean, m2)
             return
         count[:] = x.shape[0] * x.shape[2]
-        if _as_columns(x):
-            columns.moments(_parallel(x), x, _fold(x), mean, m2)
+        if plan.as_columns(x):
+            columns.moments(plan.parallel(x), x, plan.fold(x), mean, m2)
         else:
-            rows.moments(_parallel(x), x, _side_by_side(x, LONG_RUN), mean, m2)
+            rows.moments(plan.parallel(x), x, plan.group_read_once(x), mean, m2)
 
 
 def affine(x, mean, var, weight, bias, eps, residual, relu, out):
@@ -41,21 +38,21 @@ def affine(x, mean, var, weight, bias, eps, residual, relu, out):
     )
     all_served = channels.coefficients(_float64(mean), _float64(var), weight, bias, eps, wide, narrow, narrow_serves)
     with threads.limit():
-        if _as_columns(x, out, residual):
+        if plan.as_columns(x, out, residual):
             high, scale, shift = narrow if all_served else wide
             floor = _floor(relu, high.dtype)
-            fold = _fold(x, out, residual)
-            columns.normalize(_parallel(x), x, residual, out, fold, high, scale, shift, floor, streaming)
+            fold = plan.fold(x, out, residual)
+            columns.normalize(plan.parallel(x), x, residual, out, fold, high, scale, shift, floor, streaming)
         else:
             floor = _floor(relu, arithmetic)
-            rows.normalize(_parallel(x), x, residual, out, wide, narrow, narrow_serves, floor, streaming)
+            rows.normalize(plan.parallel(x), x, residual, out, wide, narrow, narrow_serves, floor, streaming)
 
 
 def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
     # Which family takes the statistics, and how it cuts channels into chunks, depends on x alone, never on
     # threads or on being fused: the same bits for any number of threads
-    parallel = _parallel(x)
-    if not _fused(parallel, x, out, residual):
+    parallel = plan.parallel(x)
+    if not plan.fused(parallel, x, out, residual):
         moments(x, None, count, mean, m2)
         affine(x, mean, m2 / count, weight, bias, eps, residual, relu, out)
         return 0 if update is None else ema(count, mean, m2, update)
@@ -65,10 +62,10 @@ def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
     w, b = _float64_or_nothing(weight), _float64_or_nothing(bias)
     floor = _floor(relu, _arithmetic(x, residual, out))
     with threads.limit():
-        if _as_columns(x):
+        if plan.as_columns(x):
             columns.train_by_tile(parallel, x, residual, out, w, b, eps, floor, streaming, mean, m2)
         else:
-            group = _side_by_side(x, SHORT_RUN)
+            group = plan.group_read_twice(x)
             rows.train_by_channel(parallel, x, residual, out, w, b, eps, floor, group, streaming, mean, m2)
     return 0 if update is None else ema(count, mean, m2, update)
 
@@ -78,12 +75,12 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     inv_std = np.empty(mean.size)
     narrow = channels.backward_scales(mean, _float64(var), weight, eps, inv_std)
     streaming = caches.streams(grad_x, x, grad_out)
-    fused = training and _fused(_parallel(x), x, grad_out, grad_x)
+    fused = training and plan.fused(plan.parallel(x), x, grad_out, grad_x)
     g, x, result = _raw(grad_out), _raw(x), _raw(grad_x)
     arithmetic = _arithmetic(g, x, result) if narrow else np.dtype(np.float64)
     high = mean.astype(arithmetic)
-    parallel = _parallel(x)
-    as_columns = _as_columns(x, g, result)
+    parallel = plan.parallel(x)
+    as_columns = plan.as_columns(x, g, result)
     with threads.limit():
         if fused:
             shared = high, inv_std, weight
@@ -92,17 +89,17 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
                     parallel, g, x, mean, *shared, streaming, result, grad_weight, grad_bias
                 )
             else:
-                group = _side_by_side(x, SHORT_RUN)
+                group = plan.group_read_twice(x)
                 rows_backward.backward_by_channel(
                     parallel, g, x, mean, *shared, group, streaming, result, grad_weight, grad_bias
                 )
             return
         total, products = _per_channel(2, x.shape[1], np.float64)
         if as_columns:
-            fold = _fold(x, g, result)
+            fold = plan.fold(x, g, result)
             columns_backward.gradient_sums(parallel, g, x, fold, high, total, products)
         else:
-            rows_backward.gradient_sums(parallel, g, x, _side_by_side(x, LONG_RUN), high, total, products)
+            rows_backward.gradient_sums(parallel, g, x, plan.group_read_once(x), high, total, products)
         scale, slope, offset = _per_channel(3, x.shape[1], arithmetic)
         channels.input_gradient_coefficients(
             x.shape[0] * x.shape[2], total, products, mean, high, inv_std, weight, scale, slope, offset,
@@ -128,54 +125,6 @@ def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2):
 
 def remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2):
     channels.remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2)
-
-
-# --- which kernel ---------------------------------------------------------------------------------------------------
-
-
-def _as_columns(*views: Any) -> bool:
-    """Whether the columns family serves these views: short rows, and the channels of a row side by side."""
-    inner = views[0].shape[2]
-    if inner >= tiles.ROWS_FROM:
-        return False
-    return all(v is None or v.strides[1] == inner * v.itemsize or v.shape[1] == 1 for v in views)
-
-
-def _parallel(x: Any) -> bool:
-    return threads.worth_it(x.size)
-
-
-def _fused(parallel: bool, *views: Any) -> bool:
-    """Whether to take statistics and normalize channel by channel, so that the second read finds it in cache."""
-    x = views[0]
-    outer, channels, inner = x.shape
-    if not _as_columns(x):
-        # with few channels a task per channel would leave threads without work: there a channel is split between them
-        return not parallel or channels >= 2 * threads.get_num_threads()
-    if not _as_columns(*views) or _fold(x) > 1 or outer > tiles.CHUNK_ROWS:
-        return False
-    # all rows of a tile must stay, and there must be tiles to share. Not a matter of threads: what is fused decides
-    # tile by tile, what is not for all channels, which of them need float64
-    tile = tiles.tile_columns.py_func(channels * inner, inner)
-    bytes_kept = outer * tile * sum(v.itemsize for v in views if v is not None)
-    return bool(bytes_kept <= caches.sizes()[0] and channels * inner >= 4 * tile)
-
-
-def _side_by_side(x: Any, least: int) -> int:
-    """How many channels to take together so that about `least` bytes lie side by side: fewer, longer runs of memory."""
-    outer, channels, inner = x.shape
-    group = -(-least // (inner * x.itemsize))
-    kept = caches.sizes()[0] // (2 * outer * inner * x.itemsize)  # in half of the second-level cache
-    return int(
-        max(1, min(group, kept if least == SHORT_RUN else channels, channels // (4 * threads.get_num_threads())))
-    )
-
-
-def _fold(*views: Any) -> int:
-    """How many rows to take as one: their memory must be one piece."""
-    if not all(v is None or v.flags.c_contiguous for v in views):
-        return 1
-    return int(tiles.rows_as_one(*views[0].shape))
 
 
 # --- arguments of kernels ------------------------------------------------------------------------------------------

@@ -122,16 +122,21 @@ def remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2):
         count[c], mean[c], m2[c] = remove_formula(*whole, count_b[c], mean_b[c], m2_b[c])
 
 
+@formula
+def gradient_fits(mean, inv_std, weight):
+    """Whether float32 serves the input gradient of a channel."""
+    power = inv_std * inv_std
+    served = fits_float32(mean, 0.0, inv_std) and fits_float32(mean, 0.0, power)
+    return served and fits_float32(mean, 0.0, inv_std * weight) and fits_float32(mean, 0.0, power * inv_std * weight)
+
+
 @serial_kernel(reads=("mean", "var", "weight"))
 def backward_scales(mean, var, weight, eps, inv_std):
     """Fill 1 / sqrt(var + eps); returns whether float32 serves the input gradient of every channel."""
     served = True
     for c in range(mean.size):
         inv_std[c] = inverse_std(var[c], eps)
-        w = weight[c] if weight.size else 1.0
-        power = inv_std[c] * inv_std[c]
-        served &= fits_float32(mean[c], 0.0, inv_std[c]) and fits_float32(mean[c], 0.0, power)
-        served &= fits_float32(mean[c], 0.0, inv_std[c] * w) and fits_float32(mean[c], 0.0, power * inv_std[c] * w)
+        served &= gradient_fits(mean[c], inv_std[c], weight[c] if weight.size else 1.0)
     return served
 
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from nbbn.cpu import columns, rows, tiles
+from nbbn.cpu import channels, columns, columns_backward, plan, rows, rows_backward, tiles
 from nbbn.cpu.affine import normalize_row
-from nbbn.cpu.channels import channel_scale, channel_shift, split
+from nbbn.cpu.channels import channel_scale, channel_shift, gradient_fits, inverse_std, split
 from nbbn.cpu.channels import ema as ema_kernel
 from nbbn.cpu.channels import fits as narrow_serves
 from nbbn.cpu.jit import formula, serial_kernel
@@ -43,7 +43,7 @@ SMALL_TILE = 256
 
 
 def moments(x, count, mean, m2):
-    by_columns, fold = _plan(*x.shape)
+    by_columns, fold, _, _ = _plan(x.shape, x.dtype)
     count.fill(x.shape[0] * x.shape[2])
     if by_columns:
         columns.moments.serial(x, fold, mean, m2)
@@ -51,14 +51,42 @@ def moments(x, count, mean, m2):
         rows.moments.serial(x, 1, mean, m2)
 
 
-@lru_cache(1024)
-def _plan(outer, channels, inner):
-    """Whether the columns family takes the statistics, and how many rows it takes as one."""
-    return inner < tiles.ROWS_FROM, tiles.rows_as_one(outer, channels, inner)
-
-
 def ema(running_mean, running_var, count, mean, m2, momentum, ddof):
     ema_kernel(running_mean, running_var, count, mean, m2, momentum, ddof, False)
+
+
+def backward(grad_out, x, mean, var, weight, eps, grad_x):
+    outer, size, inner = x.shape
+    results = np.empty((2, size), x.dtype if weight is None else weight.dtype)
+    wide_mean, inv_std, scale, total, products, grad_weight, grad_bias = np.empty((7, size))
+    high, slope, offset, factor = np.empty((4, size), x.dtype)
+    w = _NOTHING if weight is None else weight
+    if not _prepare_backward(grad_out, x, mean, var, w, eps, grad_x, wide_mean, inv_std, scale, high):
+        return None
+    by_columns, fold, fused, group = _plan(x.shape, x.dtype)
+    shared = wide_mean, high, inv_std, scale
+    of_parameters = grad_weight, grad_bias
+    if not by_columns:
+        rows_backward.backward_by_channel.serial(grad_out, x, *shared, group, False, grad_x, *of_parameters)
+    elif fused:
+        columns_backward.backward_by_tile.serial(grad_out, x, *shared, False, grad_x, *of_parameters)
+    else:
+        columns_backward.gradient_sums.serial(grad_out, x, fold, high, total, products)
+        ready = factor, slope, offset
+        channels.input_gradient_coefficients(outer * inner, total, products, *shared, *ready, *of_parameters)
+        columns_backward.apply.serial(grad_out, x, fold, high, *ready, False, grad_x)
+    _round(*of_parameters, results)
+    return results
+
+
+@lru_cache(1024)
+def _plan(shape, dtype):
+    """(whether the columns family serves, rows it takes as one, whether backward is fused, channels it takes at once).
+
+    As for large arrays.
+    """
+    x = np.empty(shape, dtype)
+    return plan.as_columns(x), plan.fold(x), plan.fused(False, x, x, x), plan.group_read_twice(x)
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------
@@ -108,6 +136,34 @@ def narrow_coefficients(mean, var, weight, bias, eps, narrow):
         scale, shift = channel_scale(var[c], weight, c, eps), channel_shift(bias, c)
         narrow[0, c], narrow[1, c], narrow[2, c] = split(np.float64(mean[c]), scale, shift, kind)
         served &= narrow_serves(np.float64(mean[c]), scale, kind)
+    return served
+
+
+@serial_kernel(reads=("first", "second"))
+def _round(first, second, results):
+    """Two arrays to the rows of one of another precision; NumPy would warn of numbers that become infinite."""
+    for k in range(first.size):
+        results[0, k] = first[k]
+        results[1, k] = second[k]
+
+
+@serial_kernel(reads=("gradients", "x", "mean", "var", "weight", "out"))
+def _prepare_backward(gradients, x, mean, var, weight, eps, out, wide_mean, inv_std, scale, high):
+    """Fill mean, 1 / sqrt(var + eps) and weight of every channel, and the high part of the mean.
+
+    False if memory or numbers do not fit, or some channel needs float64.
+    """
+    if not fits(x, out, mean, var, weight, weight):
+        return False
+    if address(out) != address(gradients) and not disjoint(out, gradients):
+        return False
+    served = True
+    for c in range(mean.size):
+        wide_mean[c] = mean[c]
+        high[c] = mean[c]
+        inv_std[c] = inverse_std(np.float64(var[c]), eps)
+        scale[c] = weight[c] if weight.size else 1.0
+        served &= gradient_fits(wide_mean[c], inv_std[c], scale[c])
     return served
 
 
