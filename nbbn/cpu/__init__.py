@@ -21,7 +21,8 @@ def moments(x, where, count, mean, m2):
             return
         count[:] = x.shape[0] * x.shape[2]
         if plan.as_columns(x):
-            columns.moments(plan.parallel(x), x, plan.fold(x), mean, m2)
+            fold = plan.fold(x)
+            columns.moments(plan.parallel(x), x, fold, plan.tile(x, fold), mean, m2)
         else:
             rows.moments(plan.parallel(x), x, plan.group_read_once(x), mean, m2)
 
@@ -63,7 +64,8 @@ def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
     floor = _floor(relu, _arithmetic(x, residual, out))
     with threads.limit():
         if plan.as_columns(x):
-            columns.train_by_tile(parallel, x, residual, out, w, b, eps, floor, streaming, mean, m2)
+            tile = plan.tile(x, 1)
+            columns.train_by_tile(parallel, x, residual, out, w, b, eps, floor, tile, streaming, mean, m2)
         else:
             group = plan.group_read_twice(x)
             rows.train_by_channel(parallel, x, residual, out, w, b, eps, floor, group, streaming, mean, m2)
@@ -86,7 +88,7 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
             shared = high, inv_std, weight
             if as_columns:
                 columns_backward.backward_by_tile(
-                    parallel, g, x, mean, *shared, streaming, result, grad_weight, grad_bias
+                    parallel, g, x, mean, *shared, plan.tile(x, 1), streaming, result, grad_weight, grad_bias
                 )
             else:
                 group = plan.group_read_twice(x)
@@ -97,7 +99,7 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
         total, products = _per_channel(2, x.shape[1], np.float64)
         if as_columns:
             fold = plan.fold(x, g, result)
-            columns_backward.gradient_sums(parallel, g, x, fold, high, total, products)
+            columns_backward.gradient_sums(parallel, g, x, fold, plan.tile(x, fold), high, total, products)
         else:
             rows_backward.gradient_sums(parallel, g, x, plan.group_read_once(x), high, total, products)
         scale, slope, offset = _per_channel(3, x.shape[1], arithmetic)

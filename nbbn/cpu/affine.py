@@ -6,8 +6,9 @@ and one by one. An element comes out the same, bit for bit, in a vector and alon
 inputs: all is read before it is written.
 """
 
-from nbbn.cpu.jit import elementwise, formula
+from nbbn.cpu.jit import formula
 from nbbn.cpu.memory import element, head, head_short, load, load_short, prefetch_all, store, stream
+from nbbn.cpu.scratch import lesser
 from nbbn.cpu.vector import LANES, SHORT, floored, fmuladd
 
 #: How many elements ahead of a non-temporal store its inputs are asked for: 4 kB of float32. What a row is followed
@@ -62,16 +63,16 @@ def _written(formula_with):
     one, few, many = (formula_with(get, store) for get in (element, load_short, load))
     stream_one, stream_few, stream_many = (formula_with(get, stream) for get in (element, load_short, load))
 
-    @elementwise
+    @formula
     def write(out, inputs, coefficients, like, streaming):
         size = out.size
         i = 0
         if streaming:
-            start = min(head_short(out, 0), size)
+            start = lesser(head_short(out, 0), size)
             while i < start:
                 stream_one(out, inputs, coefficients, like, i)
                 i += 1
-            start = min(i + head(out, i), size)
+            start = lesser(i + head(out, i), size)
             while i + SHORT <= start:
                 stream_few(out, inputs, coefficients, like, i)
                 i += SHORT

@@ -23,6 +23,7 @@ from nbbn.cpu.memory import (
     load,
     prefetch,
 )
+from nbbn.cpu.scratch import greater, lesser
 from nbbn.cpu.vector import LANES, SHORT, fmuladd, lane_sum, splat
 
 #: Values a run: what is added up in the precision of the storage. 32 sums of 16 each: equal values (zeros after ReLU)
@@ -36,8 +37,8 @@ CHUNK = 65536
 @formula
 def chunk_grid(outer, inner):
     """(rows a chunk, columns a chunk, chunks along outer, chunks along inner) of one channel."""
-    columns = min(inner, CHUNK)
-    rows = max(1, CHUNK // columns)
+    columns = lesser(inner, CHUNK)
+    rows = greater(1, CHUNK // columns)
     return rows, columns, -(-outer // rows), -(-inner // columns)
 
 
@@ -47,19 +48,23 @@ def chunk_bounds(chunk, outer, inner):
     rows, columns, _, along_inner = chunk_grid(outer, inner)
     o0 = (chunk // along_inner) * rows
     i0 = (chunk % along_inner) * columns
-    return o0, min(o0 + rows, outer), i0, min(i0 + columns, inner)
+    return o0, lesser(o0 + rows, outer), i0, lesser(i0 + columns, inner)
 
 
 @formula
 def usable_origin(x, value):
     """`value` as an origin of deviations: whole for integers, so that their sums are exact, and one that they hold."""
-    return min(np.floor(value), largest_origin(x)) if holds_integers(x) else value
+    return lesser(np.floor(value), largest_origin(x)) if holds_integers(x) else value
+
+
+#: How many times m2 the sum of squares may be: more, and the origin was too far from the mean.
+MOST_SQUARES = 3.0
 
 
 @formula
 def sums_are_exact(x, squares, m2, least):
     """False where squares overflowed or lost digits to denormals, or the origin was too far from the mean."""
-    return (holds_integers(x) or least <= squares < math.inf) and squares <= 3.0 * m2
+    return (holds_integers(x) or least <= squares < math.inf) and squares <= MOST_SQUARES * m2
 
 
 @formula

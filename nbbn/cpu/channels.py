@@ -55,8 +55,14 @@ def fill_coefficients(mean, var, weight, bias, c, eps, wide, narrow, k):
     """Fill column k of `wide` and of `narrow` with mean, scale, shift of channel c; returns whether narrow serves."""
     scale = channel_scale(var, weight, c, eps)
     shift = channel_shift(bias, c)
-    kind = narrow.dtype.type
     wide[0, k], wide[1, k], wide[2, k] = mean, scale, shift
+    return fill_narrow(mean, scale, shift, narrow, k)
+
+
+@formula
+def fill_narrow(mean, scale, shift, narrow, k):
+    """Fill column k of `narrow`; returns whether it serves."""
+    kind = narrow.dtype.type
     narrow[0, k], narrow[1, k], narrow[2, k] = split(mean, scale, shift, kind)
     return fits(mean, scale, kind)
 

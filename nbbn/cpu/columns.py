@@ -28,7 +28,8 @@ from nbbn.cpu.memory import (
     sum_origin,
 )
 from nbbn.cpu.rows import SAMPLE, finite_or_zero
-from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, TILE, chunk_of_rows, clear, expand, tile_width
+from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows
+from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, TILE, chunk_of_rows, clear, expand
 from nbbn.cpu.vector import LANES, fmuladd, splat
 
 # --- statistics -----------------------------------------------------------------------------------------------------
@@ -89,12 +90,12 @@ def fill_origin(x, r0, r1, step, j0, origin, sums):
     width = origin.size
     channels, inner = x.shape[1], x.shape[2]
     start = run(x, r0, 0, j0, j0 + width)
-    values = np.empty(width // inner if width < channels * inner else channels, origin.dtype)
+    values = scratch(width // inner if width < channels * inner else channels, origin.dtype.type(0))
     for k in range(values.size):
         values[k] = usable_origin(x, np.float64(element(start, k * inner, sum_origin(x))))
     expand(values, origin, 0, inner)
-    rows = max(2, min(2 * STRIP, SAMPLE * values.size // width))
-    end = min(r1, r0 + rows * step)
+    rows = greater(2, lesser(2 * STRIP, SAMPLE * values.size // width))
+    end = lesser(r1, r0 + rows * step)
     column_sums(x, r0, end, step, j0, origin, sums)
     for k in range(values.size):
         total, _ = channel_sums(sums, k, values.size, inner)
@@ -107,12 +108,12 @@ def fill_origin(x, r0, r1, step, j0, origin, sums):
 def column_sums(x, r0, r1, step, j0, origin, sums):
     """Sums of d and of d * d per column: blocks in the precision of `origin`, their sum in float64."""
     width = origin.size
-    block_total = np.empty(width, origin.dtype)
-    block_squares = np.empty(width, origin.dtype)
+    block_total = scratch(width, origin.dtype.type(0))
+    block_squares = scratch(width, origin.dtype.type(0))
     clear(sums[0])
     clear(sums[1])
     for r in range(r0, r1, BLOCK_ROWS * step):
-        add_block(x, r, min(r + BLOCK_ROWS * step, r1), step, j0, origin, block_total, block_squares)
+        add_block(x, r, lesser(r + BLOCK_ROWS * step, r1), step, j0, origin, block_total, block_squares)
         for j in range(width):
             sums[0, j] += block_total[j]
             sums[1, j] += block_squares[j]
@@ -139,7 +140,7 @@ def merged_columns(x, rows, origin, sums, j0, least, mean, m2):
     """
     width = origin.size
     inner = x.shape[2]
-    channels = min(width // inner, x.shape[1])
+    channels = lesser(width // inner, x.shape[1])
     count = rows * (width // channels)
     exact = True
     for k in range(channels):
@@ -156,17 +157,17 @@ def tile_moments(x, r0, r1, step, j0, j1, mean, m2):
     width = j1 - j0
     inner = x.shape[2]
     rows = (r1 - r0) // step
-    origin = np.empty(width, type(sum_origin(x)))
-    sums = np.empty((2, width))
+    origin = scratch(width, sum_origin(x))
+    sums = scratch_rows(2, width, 0.0)
     fill_origin(x, r0, r1, step, j0, origin, sums)
     column_sums(x, r0, r1, step, j0, origin, sums)
     if merged_columns(x, rows, origin, sums, j0, least_squares(x), mean, m2):
         return
     # in float64, for constant, huge, denormal, drifting and non-finite channels
     start = run(x, r0, 0, j0, j1)
-    careful = np.empty(width)
-    channels = min(width // inner, x.shape[1])
-    values = np.empty(channels)
+    careful = scratch(width, 0.0)
+    channels = lesser(width // inner, x.shape[1])
+    values = scratch(channels, 0.0)
     for k in range(channels):
         values[k] = usable_origin(x, finite_or_zero(element(start, k * inner, 0.0)))
     expand(values, careful, 0, inner)
@@ -181,21 +182,20 @@ def tile_moments(x, r0, r1, step, j0, j1, mean, m2):
 
 
 @kernel(reads=("x",))
-def moments(x, fold, mean, m2):
+def moments(x, fold, tile, mean, m2):
     """mean[c], m2[c] of every channel."""
     outer, channels, inner = x.shape
     width = fold * channels * inner
-    tile = tile_width(width, fold, inner)
     tiles = -(-width // tile)
     whole = outer // fold
     chunks = -(-whole // CHUNK_ROWS) + (1 if whole * fold < outer else 0)
-    part_mean = np.empty((chunks, channels))
-    part_m2 = np.empty((chunks, channels))
+    part_mean = scratch_rows(chunks, channels, 0.0)
+    part_m2 = scratch_rows(chunks, channels, 0.0)
     for task in prange(chunks * tiles):
         k, t = divmod(np.int64(task), tiles)
         r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
         j0 = t * tile
-        j1 = min(j0 + tile, step * channels * inner)
+        j1 = lesser(j0 + tile, step * channels * inner)
         tile_moments(x, r0, r1, step, j0, j1, part_mean[k], part_m2[k])
     for c in range(channels):
         count = np.int64(0)
@@ -219,8 +219,8 @@ def affine_grid(outer, fold, width):
 
     The expanded coefficients of a tile stay in the first-level cache.
     """
-    tile = min(width, 2 * TILE)
-    chunk = max(1, 4 * CHUNK // tile)
+    tile = lesser(width, 2 * TILE)
+    chunk = greater(1, 4 * CHUNK // tile)
     whole = outer // fold
     return tile, -(-width // tile), chunk, -(-whole // chunk) + (1 if whole * fold < outer else 0)
 
@@ -229,7 +229,7 @@ def affine_grid(outer, fold, width):
 def normalize_tile(x, addend, out, r0, r1, step, j0, j1, start, mean, scale, shift, floor, streaming):
     """Columns [j0, j1) of rows [r0, r1); `start` is the column among those that the coefficients are for."""
     inner = x.shape[2]
-    columns = np.empty((3, j1 - j0), mean.dtype)
+    columns = scratch_rows(3, j1 - j0, mean.dtype.type(0))
     expand(mean, columns[0], start, inner)
     expand(scale, columns[1], start, inner)
     expand(shift, columns[2], start, inner)
@@ -252,24 +252,23 @@ def normalize(x, addend, out, fold, mean, scale, shift, floor, streaming):
         k, t = divmod(np.int64(task), tiles)
         r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
         j0 = t * tile
-        j1 = min(j0 + tile, step * channels * inner)
+        j1 = lesser(j0 + tile, step * channels * inner)
         normalize_tile(x, addend, out, r0, r1, step, j0, j1, j0, mean, scale, shift, floor, streaming)
         fence()
 
 
 @kernel(reads=("x", "addend", "weight", "bias"))
-def train_by_tile(x, addend, out, weight, bias, eps, floor, streaming, mean, m2):
+def train_by_tile(x, addend, out, weight, bias, eps, floor, tile, streaming, mean, m2):
     """Statistics, then normalize, one tile of whole channels at a time: the second read finds it in cache."""
     outer, channels, inner = x.shape
     width = channels * inner
-    tile = tile_width(width, np.int64(1), inner)
     for task in prange(-(-width // tile)):
         j0 = np.int64(task) * tile
-        j1 = min(j0 + tile, width)
+        j1 = lesser(j0 + tile, width)
         c0, c1 = j0 // inner, j1 // inner
         tile_moments(x, np.int64(0), outer, np.int64(1), j0, j1, mean, m2)
-        wide = np.empty((3, c1 - c0))
-        narrow = np.empty((3, c1 - c0), type(floor))
+        wide = scratch_rows(3, c1 - c0, 0.0)
+        narrow = scratch_rows(3, c1 - c0, floor)
         narrow_serves = True
         for c in range(c0, c1):
             var = m2[c] / (outer * inner)

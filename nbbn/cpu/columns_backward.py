@@ -9,7 +9,8 @@ from nbbn.cpu.columns import affine_grid
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.memory import deviation, deviations, element, fence, load, run, store
 from nbbn.cpu.rows_backward import products_are_exact
-from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, clear, expand, tile_width
+from nbbn.cpu.scratch import lesser, scratch, scratch_rows, zero_rows, zeros
+from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, clear, expand
 from nbbn.cpu.vector import LANES, fmuladd, splat
 
 
@@ -72,18 +73,18 @@ def tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, total, products
     """Add the sums of g and g * (x - mean) over columns [j0, j1) of rows [r0, r1) to total[c], products[c]."""
     width = j1 - j0
     inner = x.shape[2]
-    column_mean = np.empty(width, mean.dtype)
+    column_mean = scratch(width, mean.dtype.type(0))
     expand(mean, column_mean, j0, inner)
-    block_total = np.empty(width, mean.dtype)
-    block_products = np.empty(width, mean.dtype)
+    block_total = scratch(width, mean.dtype.type(0))
+    block_products = scratch(width, mean.dtype.type(0))
     for r in range(r0, r1, BLOCK_ROWS * step):
-        end = min(r + BLOCK_ROWS * step, r1)
+        end = lesser(r + BLOCK_ROWS * step, r1)
         if block_gradient_sums(gradients, x, r, end, step, j0, column_mean, block_total, block_products):
             add_columns(block_total, block_products, j0, inner, total, products)
         else:
-            wide_mean = np.empty(width)
-            wide_total = np.empty(width)
-            wide_products = np.empty(width)
+            wide_mean = scratch(width, 0.0)
+            wide_total = scratch(width, 0.0)
+            wide_products = scratch(width, 0.0)
             for j in range(width):
                 wide_mean[j] = column_mean[j]
             block_gradient_sums(gradients, x, r, end, step, j0, wide_mean, wide_total, wide_products)
@@ -91,21 +92,20 @@ def tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, total, products
 
 
 @kernel(reads=("gradients", "x", "mean"))
-def gradient_sums(gradients, x, fold, mean, total, products):
+def gradient_sums(gradients, x, fold, tile, mean, total, products):
     """total[c] = sum of g, products[c] = sum of g * (x - mean[c])."""
     outer, channels, inner = x.shape
     width = fold * channels * inner
-    tile = tile_width(width, fold, inner)
     tiles = -(-width // tile)
     whole = outer // fold
     chunks = -(-whole // CHUNK_ROWS) + (1 if whole * fold < outer else 0)
-    part_total = np.zeros((chunks, channels))
-    part_products = np.zeros((chunks, channels))
+    part_total = zero_rows(chunks, channels, 0.0)
+    part_products = zero_rows(chunks, channels, 0.0)
     for task in prange(chunks * tiles):
         k, t = divmod(np.int64(task), tiles)
         r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
         j0 = t * tile
-        j1 = min(j0 + tile, step * channels * inner)
+        j1 = lesser(j0 + tile, step * channels * inner)
         tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, part_total[k], part_products[k])
     for c in range(channels):
         total[c] = 0.0
@@ -119,7 +119,7 @@ def gradient_sums(gradients, x, fold, mean, total, products):
 def write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, streaming, grad_x):
     """grad_x in columns [j0, j1) of rows [r0, r1)."""
     inner = x.shape[2]
-    columns = np.empty((4, j1 - j0), mean.dtype)
+    columns = scratch_rows(4, j1 - j0, mean.dtype.type(0))
     expand(mean, columns[0], j0, inner)
     expand(scale, columns[1], j0, inner)
     expand(slope, columns[2], j0, inner)
@@ -141,25 +141,24 @@ def apply(gradients, x, fold, mean, scale, slope, offset, streaming, grad_x):
         k, t = divmod(np.int64(task), tiles)
         r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
         j0 = t * tile
-        j1 = min(j0 + tile, step * channels * inner)
+        j1 = lesser(j0 + tile, step * channels * inner)
         write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, streaming, grad_x)
         fence()
 
 
 @kernel(reads=("gradients", "x", "mean", "high", "inv_std", "weight"))
-def backward_by_tile(gradients, x, mean, high, inv_std, weight, streaming, grad_x, grad_weight, grad_bias):
+def backward_by_tile(gradients, x, mean, high, inv_std, weight, tile, streaming, grad_x, grad_weight, grad_bias):
     """Sums, then the input gradient, one tile of whole channels at a time: the second read finds it in cache."""
     outer, channels, inner = x.shape
     width = channels * inner
-    tile = tile_width(width, np.int64(1), inner)
-    total = np.zeros(channels)
-    products = np.zeros(channels)
-    scale = np.empty(channels, high.dtype)
-    slope = np.empty(channels, high.dtype)
-    offset = np.empty(channels, high.dtype)
+    total = zeros(channels, 0.0)
+    products = zeros(channels, 0.0)
+    scale = scratch(channels, high.dtype.type(0))
+    slope = scratch(channels, high.dtype.type(0))
+    offset = scratch(channels, high.dtype.type(0))
     for task in prange(-(-width // tile)):
         j0 = np.int64(task) * tile
-        j1 = min(j0 + tile, width)
+        j1 = lesser(j0 + tile, width)
         tile_gradient_sums(gradients, x, high, np.int64(0), outer, np.int64(1), j0, j1, total, products)
         for c in range(j0 // inner, j1 // inner):
             scale[c], slope[c], offset[c], grad_weight[c], grad_bias[c] = gradient_coefficients(

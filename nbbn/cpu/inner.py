@@ -17,7 +17,7 @@ from numba.core.typed_passes import NativeLowering, NativeParforLowering
 from numba.core.types.misc import unliteral
 
 #: What makes an array, by the names that our sources use.
-_ALLOCATORS = frozenset(("empty", "zeros"))
+_ALLOCATORS = frozenset(("empty", "zeros", "scratch", "scratch_rows", "zero_rows"))
 
 
 class Inner:

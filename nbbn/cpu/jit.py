@@ -29,12 +29,7 @@ _PRANGE_ONLY = {
 
 
 def formula(function):
-    """Compile a scalar formula; it becomes part of the kernels that call it."""
-    return Inner(function)
-
-
-def elementwise(function):
-    """Compile a loop in which every element stands alone: strict IEEE, the same bits wherever it runs."""
+    """Compile what only kernels call, strict IEEE; it becomes part of them."""
     return Inner(function)
 
 

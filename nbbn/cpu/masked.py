@@ -11,6 +11,7 @@ from nbbn.cpu.blocks import CHUNK
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.rows import box_moments
+from nbbn.cpu.scratch import greater, lesser, scratch_rows, zeros
 
 #: Values a buffer, and channels a task: 16 buffers of 512 float32 are 32 kB, and 16 channels side by side are
 #: one cache line, so that channels-last data is read once.
@@ -21,7 +22,7 @@ GROUP = 16
 @formula
 def flush(buffers, k, size, count, mean, m2):
     """Merge the first `size` values of buffer k into the running moments."""
-    block = np.empty((2, 1))
+    block = scratch_rows(2, 1, 0.0)
     box_moments(buffers, 0, 1, k, k + 1, 0, size, block[0], block[1])
     return merge(count, mean, m2, size, block[0, 0], block[1, 0])
 
@@ -30,7 +31,7 @@ def flush(buffers, k, size, count, mean, m2):
 def group_moments(x, where, o0, o1, c0, c1, count, mean, m2):
     """Moments of the selected values of channels [c0, c1) in outer rows [o0, o1), written to count[c], ..."""
     buffers = np.empty((1, c1 - c0, BUFFER), x.dtype)
-    sizes = np.zeros(c1 - c0, np.int64)
+    sizes = zeros(c1 - c0, np.int64(0))
     for c in range(c0, c1):
         count[c], mean[c], m2[c] = 0, 0.0, 0.0
     for o in range(o0, o1):
@@ -55,17 +56,17 @@ def moments(x, where, count, mean, m2):
     """count[c], mean[c], m2[c] over the elements of x where `where` is True; both 3-d, of any strides."""
     outer, channels, inner = x.shape
     groups = -(-channels // GROUP)
-    rows = max(1, CHUNK // inner)
+    rows = greater(1, CHUNK // inner)
     chunks = -(-outer // rows)
-    part_count = np.empty((chunks, channels), np.int64)
-    part_mean = np.empty((chunks, channels))
-    part_m2 = np.empty((chunks, channels))
+    part_count = scratch_rows(chunks, channels, np.int64(0))
+    part_mean = scratch_rows(chunks, channels, 0.0)
+    part_m2 = scratch_rows(chunks, channels, 0.0)
     for task in prange(chunks * groups):
         k, g = divmod(np.int64(task), groups)
         o0 = k * rows
-        o1 = min(o0 + rows, outer)
+        o1 = lesser(o0 + rows, outer)
         c0 = g * GROUP
-        c1 = min(c0 + GROUP, channels)
+        c1 = lesser(c0 + GROUP, channels)
         group_moments(x, where, o0, o1, c0, c1, part_count[k], part_mean[k], part_m2[k])
     for c in range(channels):
         count[c], mean[c], m2[c] = 0, 0.0, 0.0

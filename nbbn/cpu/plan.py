@@ -35,7 +35,7 @@ def fused(parallel: bool, *views: Any) -> bool:
         return False
     # all rows of a tile must stay, and there must be tiles to share. Not a matter of threads: what is fused decides
     # tile by tile, what is not for all channels, which of them need float64
-    tile = tiles.tile_columns.py_func(channels * inner, inner)
+    tile = tiles.tile_columns(channels * inner, inner)
     bytes_kept = outer * tile * sum(v.itemsize for v in views if v is not None)
     return bool(bytes_kept <= caches.sizes()[0] and channels * inner >= 4 * tile)
 
@@ -61,3 +61,9 @@ def fold(*views: Any) -> int:
     if not all(v is None or v.flags.c_contiguous for v in views):
         return 1
     return int(tiles.rows_as_one(*views[0].shape))
+
+
+def tile(x: Any, fold: int) -> int:
+    """Columns a tile of statistics; rows taken as one are one tile."""
+    _, channels, inner = x.shape
+    return int(fold * channels * inner if fold > 1 else tiles.tile_columns(channels * inner, inner))

@@ -11,11 +11,21 @@ import numpy as np
 from numba import prange
 
 from nbbn.cpu.affine import normalize_add_row, normalize_row
-from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid, sums_are_exact, sums_of_deviations, usable_origin
+from nbbn.cpu.blocks import (
+    BLOCK,
+    CHUNK,
+    MOST_SQUARES,
+    chunk_bounds,
+    chunk_grid,
+    sums_are_exact,
+    sums_of_deviations,
+    usable_origin,
+)
 from nbbn.cpu.channels import fill_coefficients, from_deviations
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.memory import deviation, element, fence, least_squares, run, sum_origin
+from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows, zeros
 
 #: Values, spread over a run, that the origin is the mean of: about an eighth of a standard deviation off.
 SAMPLE = 32
@@ -26,10 +36,10 @@ SAMPLE = 32
 @formula
 def origin_of(x, c, o, i0, i1):
     """Something near the mean: that of a sample of the first run. Exactly their value if all are equal."""
-    values = run(x, o, c, i0, min(i1, i0 + BLOCK))
+    values = run(x, o, c, i0, lesser(i1, i0 + BLOCK))
     kind = type(sum_origin(x))
     first = kind(usable_origin(x, np.float64(element(values, 0, sum_origin(x)))))
-    stride = max(1, values.size // SAMPLE)
+    stride = greater(1, values.size // SAMPLE)
     total = kind(0)
     for i in range(0, values.size, stride):
         total += deviation(values, i, first)
@@ -43,15 +53,15 @@ def box_moments(x, o0, o1, c0, c1, i0, i1, mean, m2):
     In the order of memory: what one channel gets does not depend on which others there are.
     """
     channels = c1 - c0
-    origin = np.empty(channels, type(sum_origin(x)))
-    total = np.zeros(channels)
-    squares = np.zeros(channels)
+    origin = scratch(channels, sum_origin(x))
+    total = zeros(channels, 0.0)
+    squares = zeros(channels, 0.0)
     for k in range(channels):
         origin[k] = origin_of(x, c0 + k, o0, i0, i1)
     for o in range(o0, o1):
         for k in range(channels):
             for i in range(i0, i1, BLOCK):
-                end = min(i + BLOCK, i1)
+                end = lesser(i + BLOCK, i1)
                 # the next run of the same channel: in a row of memory of its own unless this one is long
                 ahead = run(x, o, c0 + k, end, i1) if end < i1 else run(x, o + 1, c0 + k, i0, i1)
                 first, second = sums_of_deviations(run(x, o, c0 + k, i, end), ahead, origin[k])
@@ -76,7 +86,7 @@ def careful_sums(x, c, o0, o1, i0, i1, origin):
     squares = 0.0
     for o in range(o0, o1):
         for i in range(i0, i1, BLOCK):
-            values = run(x, o, c, i, min(i + BLOCK, i1))
+            values = run(x, o, c, i, lesser(i + BLOCK, i1))
             first, second = sums_of_deviations(values, values, origin)
             total += first
             squares += second
@@ -90,7 +100,7 @@ def careful_moments(x, c, o0, o1, i0, i1):
     origin = usable_origin(x, finite_or_zero(element(run(x, o0, c, i0, i1), 0, 0.0)))
     total, squares = careful_sums(x, c, o0, o1, i0, i1, origin)
     mean, m2 = from_deviations(count, origin, total, squares)
-    if 4.0 * m2 < squares < math.inf:  # the origin is far off: once more, from the mean
+    if MOST_SQUARES * m2 < squares < math.inf:  # the origin is far off: once more, from the mean
         origin = usable_origin(x, mean)
         total, squares = careful_sums(x, c, o0, o1, i0, i1, origin)
         mean, m2 = from_deviations(count, origin, total, squares)
@@ -116,13 +126,13 @@ def moments(x, group, mean, m2):
     _, _, along_outer, along_inner = chunk_grid(outer, inner)
     chunks = along_outer * along_inner
     groups = -(-channels // group)
-    chunk_mean = np.empty((chunks, channels))
-    chunk_m2 = np.empty((chunks, channels))
+    chunk_mean = scratch_rows(chunks, channels, 0.0)
+    chunk_m2 = scratch_rows(chunks, channels, 0.0)
     for task in prange(chunks * groups):
         k, g = divmod(np.int64(task), groups)
         o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
         c0 = g * group
-        c1 = min(c0 + group, channels)
+        c1 = lesser(c0 + group, channels)
         box_moments(x, o0, o1, c0, c1, i0, i1, chunk_mean[k, c0:c1], chunk_m2[k, c0:c1])
     for c in range(channels):
         mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[:, c], chunk_m2[:, c])
@@ -151,14 +161,14 @@ def normalize(x, addend, out, wide, narrow, narrow_serves, floor, streaming):
     """
     outer, channels, inner = x.shape
     pieces = -(-inner // CHUNK)
-    group = max(1, CHUNK // inner)
+    group = greater(1, CHUNK // inner)
     groups = -(-(outer * channels) // group)
     for task in prange(groups * pieces):
         first, piece = divmod(np.int64(task), pieces)
         i0 = piece * CHUNK
-        i1 = min(i0 + CHUNK, inner)
+        i1 = lesser(i0 + CHUNK, inner)
         o, c = divmod(first * group, channels)
-        for _ in range(min(group, outer * channels - first * group)):
+        for _ in range(lesser(group, outer * channels - first * group)):
             if narrow_serves[c]:
                 normalize_part(x, addend, out, o, c, i0, i1, narrow, c, floor, streaming)
             else:
@@ -178,15 +188,15 @@ def train_by_channel(x, addend, out, weight, bias, eps, floor, group, streaming,
     chunks = along_outer * along_inner
     for task in prange(-(-channels // group)):
         c0 = np.int64(task) * group
-        size = min(group, channels - c0)
-        chunk_mean = np.empty((chunks, size))
-        chunk_m2 = np.empty((chunks, size))
+        size = lesser(group, channels - c0)
+        chunk_mean = scratch_rows(chunks, size, 0.0)
+        chunk_m2 = scratch_rows(chunks, size, 0.0)
         for k in range(chunks):
             o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
             box_moments(x, o0, o1, c0, c0 + size, i0, i1, chunk_mean[k], chunk_m2[k])
-        wide = np.empty((3, size))
-        narrow = np.empty((3, size), type(floor))
-        narrow_serves = np.empty(size, np.bool_)
+        wide = scratch_rows(3, size, 0.0)
+        narrow = scratch_rows(3, size, floor)
+        narrow_serves = scratch(size, False)
         for k in range(size):
             c = c0 + k
             mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[:, k], chunk_m2[:, k])

@@ -11,6 +11,7 @@ from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid, sums_of_grad
 from nbbn.cpu.channels import gradient_coefficients
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.memory import fence, run
+from nbbn.cpu.scratch import greater, lesser, scratch_rows, zero_rows
 
 
 @formula
@@ -30,7 +31,7 @@ def box_gradient_sums(gradients, x, mean, o0, o1, c0, i0, i1, total, products):
         for k in range(total.size):
             c = c0 + k
             for i in range(i0, i1, BLOCK):
-                end = min(i + BLOCK, i1)
+                end = lesser(i + BLOCK, i1)
                 g = run(gradients, o, c, i, end)
                 values = run(x, o, c, i, end)
                 # the next runs of the same channel: in a row of memory of their own unless these are long
@@ -53,13 +54,13 @@ def gradient_sums(gradients, x, group, mean, total, products):
     _, _, along_outer, along_inner = chunk_grid(outer, inner)
     chunks = along_outer * along_inner
     groups = -(-channels // group)
-    chunk_total = np.zeros((chunks, channels))
-    chunk_products = np.zeros((chunks, channels))
+    chunk_total = zero_rows(chunks, channels, 0.0)
+    chunk_products = zero_rows(chunks, channels, 0.0)
     for task in prange(chunks * groups):
         k, g = divmod(np.int64(task), groups)
         o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
         c0 = g * group
-        c1 = min(c0 + group, channels)
+        c1 = lesser(c0 + group, channels)
         sums = chunk_total[k, c0:c1], chunk_products[k, c0:c1]
         box_gradient_sums(gradients, x, mean, o0, o1, c0, i0, i1, sums[0], sums[1])
     for c in range(channels):
@@ -86,13 +87,13 @@ def backward_by_channel(gradients, x, mean, high, inv_std, weight, group, stream
     like = high.dtype.type(0)
     for task in prange(-(-channels // group)):
         c0 = np.int64(task) * group
-        size = min(group, channels - c0)
-        totals = np.zeros((chunks, size))
-        products = np.zeros((chunks, size))
+        size = lesser(group, channels - c0)
+        totals = zero_rows(chunks, size, 0.0)
+        products = zero_rows(chunks, size, 0.0)
         for k in range(chunks):
             o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
             box_gradient_sums(gradients, x, high, o0, o1, c0, i0, i1, totals[k], products[k])
-        coefficients = np.empty((3, size), high.dtype)
+        coefficients = scratch_rows(3, size, high.dtype.type(0))
         for k in range(size):
             c = c0 + k
             total, product = add_chunks(totals[:, k], products[:, k])
@@ -119,14 +120,14 @@ def apply(gradients, x, mean, scale, slope, offset, streaming, grad_x):
     """grad_x = scale * g + slope * (x - mean) + offset; tasks are runs of memory, whatever the channel."""
     outer, channels, inner = x.shape
     pieces = -(-inner // CHUNK)
-    group = max(1, CHUNK // inner)
+    group = greater(1, CHUNK // inner)
     groups = -(-(outer * channels) // group)
     like = mean.dtype.type(0)
     for task in prange(groups * pieces):
         first, piece = divmod(np.int64(task), pieces)
         i0 = piece * CHUNK
-        i1 = min(i0 + CHUNK, inner)
-        for r in range(first * group, min(first * group + group, outer * channels)):
+        i1 = lesser(i0 + CHUNK, inner)
+        for r in range(first * group, lesser(first * group + group, outer * channels)):
             o, c = divmod(r, channels)
             ready = mean[c], scale[c], slope[c], offset[c]
             gradient_row(

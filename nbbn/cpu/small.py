@@ -12,11 +12,11 @@ import numpy as np
 
 from nbbn.cpu import channels, columns, columns_backward, plan, rows, rows_backward, tiles
 from nbbn.cpu.affine import normalize_row
-from nbbn.cpu.channels import channel_scale, channel_shift, gradient_fits, inverse_std, split
+from nbbn.cpu.channels import channel_scale, channel_shift, fill_narrow, gradient_fits, inverse_std
 from nbbn.cpu.channels import ema as ema_kernel
-from nbbn.cpu.channels import fits as narrow_serves
 from nbbn.cpu.jit import formula, serial_kernel
 from nbbn.cpu.memory import address, run
+from nbbn.cpu.scratch import greater, lesser, scratch_rows
 from nbbn.cpu.tiles import expand
 
 # --- what `nbbn.backends.Small` asks for -----------------------------------------------------------------------------
@@ -43,10 +43,10 @@ SMALL_TILE = 256
 
 
 def moments(x, count, mean, m2):
-    by_columns, fold, _, _ = _plan(x.shape, x.dtype)
+    by_columns, fold, tile, _, _ = _plan(x.shape, x.dtype)
     count.fill(x.shape[0] * x.shape[2])
     if by_columns:
-        columns.moments.serial(x, fold, mean, m2)
+        columns.moments.serial(x, fold, tile, mean, m2)
     else:
         rows.moments.serial(x, 1, mean, m2)
 
@@ -63,15 +63,15 @@ def backward(grad_out, x, mean, var, weight, eps, grad_x):
     w = _NOTHING if weight is None else weight
     if not _prepare_backward(grad_out, x, mean, var, w, eps, grad_x, wide_mean, inv_std, scale, high):
         return None
-    by_columns, fold, fused, group = _plan(x.shape, x.dtype)
+    by_columns, fold, tile, fused, group = _plan(x.shape, x.dtype)
     shared = wide_mean, high, inv_std, scale
     of_parameters = grad_weight, grad_bias
     if not by_columns:
         rows_backward.backward_by_channel.serial(grad_out, x, *shared, group, False, grad_x, *of_parameters)
     elif fused:
-        columns_backward.backward_by_tile.serial(grad_out, x, *shared, False, grad_x, *of_parameters)
+        columns_backward.backward_by_tile.serial(grad_out, x, *shared, tile, False, grad_x, *of_parameters)
     else:
-        columns_backward.gradient_sums.serial(grad_out, x, fold, high, total, products)
+        columns_backward.gradient_sums.serial(grad_out, x, fold, tile, high, total, products)
         ready = factor, slope, offset
         channels.input_gradient_coefficients(outer * inner, total, products, *shared, *ready, *of_parameters)
         columns_backward.apply.serial(grad_out, x, fold, high, *ready, False, grad_x)
@@ -81,12 +81,10 @@ def backward(grad_out, x, mean, var, weight, eps, grad_x):
 
 @lru_cache(1024)
 def _plan(shape, dtype):
-    """(whether the columns family serves, rows it takes as one, whether backward is fused, channels it takes at once).
-
-    As for large arrays.
-    """
+    """What `nbbn.cpu.plan` says of such arrays: as_columns, fold, tile, fused (backward), group_read_twice."""
     x = np.empty(shape, dtype)
-    return plan.as_columns(x), plan.fold(x), plan.fused(False, x, x, x), plan.group_read_twice(x)
+    fold = plan.fold(x)
+    return plan.as_columns(x), fold, plan.tile(x, fold), plan.fused(False, x, x, x), plan.group_read_twice(x)
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------
@@ -128,14 +126,14 @@ def _may_update(running_mean, running_var, x, out, weight, bias):
 
 
 @formula
-def narrow_coefficients(mean, var, weight, bias, eps, narrow):
-    """Fill mean, scale, shift of every channel; False if some channel needs float64."""
-    kind = narrow.dtype.type
+def coefficients_serve(x, out, mean, var, weight, bias, eps, narrow):
+    """Fill mean, scale, shift of every channel; False if memory does not fit, or some channel needs float64."""
+    if not fits(x, out, mean, var, weight, bias):
+        return False
     served = True
     for c in range(mean.size):
         scale, shift = channel_scale(var[c], weight, c, eps), channel_shift(bias, c)
-        narrow[0, c], narrow[1, c], narrow[2, c] = split(np.float64(mean[c]), scale, shift, kind)
-        served &= narrow_serves(np.float64(mean[c]), scale, kind)
+        served &= fill_narrow(np.float64(mean[c]), scale, shift, narrow, c)
     return served
 
 
@@ -170,11 +168,9 @@ def _prepare_backward(gradients, x, mean, var, weight, eps, out, wide_mean, inv_
 @serial_kernel(reads=("x", "mean", "var", "weight", "bias"))
 def _normalize_rows(x, out, mean, var, weight, bias, eps):
     """out = (x - mean) / sqrt(var + eps) * weight + bias, by rows; or False."""
-    if not fits(x, out, mean, var, weight, bias):
-        return False
     outer, channels, inner = x.shape
-    narrow = np.empty((3, channels), x.dtype)
-    if not narrow_coefficients(mean, var, weight, bias, eps, narrow):
+    narrow = scratch_rows(3, channels, x.dtype.type(0))
+    if not coefficients_serve(x, out, mean, var, weight, bias, eps, narrow):
         return False
     floor = x.dtype.type(-np.inf)
     for o in range(outer):
@@ -187,21 +183,19 @@ def _normalize_rows(x, out, mean, var, weight, bias, eps):
 @serial_kernel(reads=("x", "mean", "var", "weight", "bias"))
 def _normalize_columns(x, out, mean, var, weight, bias, eps):
     """The same by columns, several rows at a time if they are short."""
-    if not fits(x, out, mean, var, weight, bias):
-        return False
     outer, channels, inner = x.shape
-    narrow = np.empty((3, channels), x.dtype)
-    if not narrow_coefficients(mean, var, weight, bias, eps, narrow):
+    narrow = scratch_rows(3, channels, x.dtype.type(0))
+    if not coefficients_serve(x, out, mean, var, weight, bias, eps, narrow):
         return False
     floor = x.dtype.type(-np.inf)
     width = channels * inner
-    fold = max(1, min(outer, SMALL_TILE // width))
-    columns = np.empty((3, fold * width), x.dtype)
+    fold = greater(1, lesser(outer, SMALL_TILE // width))
+    columns = scratch_rows(3, fold * width, x.dtype.type(0))
     for k in range(3):
         expand(narrow[k], columns[k], 0, inner)
     ready = columns[0], columns[1], columns[2]
     for o in range(0, outer, fold):
-        rows = min(fold, outer - o)
+        rows = lesser(fold, outer - o)
         size = rows * width
         normalize_row(run(out, o, 0, 0, size), (run(x, o, 0, 0, size),), ready, floor, False)
     return True

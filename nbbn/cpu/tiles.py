@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from nbbn.cpu.jit import elementwise, formula
+from nbbn.cpu.jit import formula
+from nbbn.cpu.scratch import lesser
 from nbbn.cpu.vector import LANES
 
 #: `inner` below this goes to the columns family. Rows shorter than a few vectors are mostly loop overhead.
@@ -29,14 +30,8 @@ CHUNK_ROWS = 512
 # --- tiles --------------------------------------------------------------------------------------------------------
 
 
-@formula
-def tile_width(width, fold, inner):
-    """Columns a tile of statistics; a folded row is one tile."""
-    return width if fold > 1 else tile_columns(width, inner)
-
-
-def _tile_columns(width, inner):
-    """Whole channels, about TILE columns of them, full vectors if possible."""
+def tile_columns(width, inner):
+    """Columns a tile of statistics: whole channels, about TILE columns of them, full vectors if possible."""
     channels = max(1, TILE // inner)
     full = LANES // math.gcd(LANES, inner)  # so many channels are full vectors
     if channels >= full:
@@ -44,9 +39,6 @@ def _tile_columns(width, inner):
     elif full * inner <= 2 * TILE:
         channels = full
     return min(width, channels * inner)
-
-
-tile_columns = formula(_tile_columns)
 
 
 def rows_as_one(outer, channels, inner):
@@ -63,11 +55,11 @@ def chunk_of_rows(k, chunk, outer, fold):
     whole = outer // fold * fold
     r0 = k * chunk * fold
     if r0 < whole:
-        return r0, min(r0 + chunk * fold, whole), fold
+        return r0, lesser(r0 + chunk * fold, whole), fold
     return whole, outer, np.int64(1)
 
 
-@elementwise
+@formula
 def clear(values):
     for j in range(values.size):  # a tenth of what values[:] = 0 takes to compile
         values[j] = 0
@@ -82,12 +74,12 @@ def expand(values, result, j0, inner):
     j = 0
     while j < result.size:
         if inner == 1:
-            n = min(channels - c, result.size - j)
+            n = lesser(channels - c, result.size - j)
             for k in range(n):
                 result[j + k] = values[c + k]
             c = 0
         else:
-            n = min(inner - i, result.size - j)
+            n = lesser(inner - i, result.size - j)
             value = values[c]
             for k in range(n):
                 result[j + k] = value
