@@ -127,8 +127,8 @@ class Backend(Protocol):
 class Small(Protocol):
     """What a backend with a short way has besides: arrays are contiguous, of one float dtype, and checked here.
 
-    The first two answer False, having written nothing, if memory overlaps, a number of values differs, or it is not
-    theirs to do.
+    `normalize` and `train` answer False, having written nothing of the caller's, if memory overlaps, a number of
+    values differs, or it is not theirs to do.
     """
 
     def normalize(
@@ -136,18 +136,25 @@ class Small(Protocol):
     ) -> bool:
         """`affine` without residual and activation."""
 
-    def may_update(
-        self, running_mean: Array, running_var: Array, x: Array, out: Array, weight: Array | None, bias: Array | None
-    ) -> bool:
-        """Whether the running arrays fit and have memory of their own."""
-
     def moments(self, x: Array, count: Array, mean: Array, m2: Array) -> None:
         """As `Backend.moments`."""
 
-    def ema(
-        self, running_mean: Array, running_var: Array, count: Array, mean: Array, m2: Array, momentum: float, ddof: int
-    ) -> None:
-        """As `Backend.ema`; channels that are not finite included."""
+    def train(
+        self,
+        x: Array,
+        out: Array,
+        running_mean: Array | None,
+        running_var: Array | None,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        momentum: float,
+        ddof: int,
+        count: Array,
+        mean: Array,
+        m2: Array,
+    ) -> bool:
+        """`Backend.train` without residual and activation; parameters and running arrays share a dtype."""
 
     def backward(
         self, grad_out: Array, x: Array, mean: Array, var: Array, weight: Array | None, eps: float, grad_x: Array

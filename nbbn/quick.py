@@ -50,20 +50,28 @@ def train(
     ddof: Any, out: Any, need_stats: bool,
 ) -> tuple[Array, Moments | None] | None:  # fmt: skip
     """Statistics, normalization and moving averages; the statistics themselves if asked for."""
-    backend = backends.current()
+    small = backends.current().small
     view = _view(x, axis)
-    if view is None or backend.small is None or view.size == view.shape[1] or not harmless(momentum, ddof):
+    if view is None or small is None or view.size == view.shape[1] or not harmless(momentum, ddof):
         return None
-    update = running_mean is not None or running_var is not None
-    if update and not _may_update(backend.small, x, view, running_mean, running_var, weight, bias, out):
+    if type(eps) is not float or not 0.0 <= eps < inf or not _are_one_kind(running_mean, running_var, weight, bias):
         return None
-    stats = count, mean, m2 = backends.empty_moments(view.shape[1])
-    backend.small.moments(view, count, mean, m2)
-    y = evaluate(x, mean, m2 / count, weight, bias, eps, axis, out)
-    if y is None:
+    if running_mean is None:
+        if running_var is not None:
+            return None
+    elif running_var is None or not (running_mean.flags.writeable and running_var.flags.writeable):
         return None
-    if update:
-        backend.small.ema(running_mean, running_var, count, mean, m2, momentum, ddof)
+    if out is None:
+        y = empty(x.shape, x.dtype)
+    elif _is_result(out, x):
+        y = out
+    else:
+        return None
+    stats = backends.empty_moments(view.shape[1])
+    if not small.train(
+        view, y.reshape(view.shape), running_mean, running_var, weight, bias, eps, momentum, ddof, *stats
+    ):
+        return None
     return y, wrap(*stats) if need_stats else None
 
 
@@ -102,23 +110,15 @@ def backward(
     return None if of_parameters is None else (grad_x, of_parameters[0], of_parameters[1])
 
 
-def _may_update(
-    small: backends.Small, x: Array, view: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, out: Any
-) -> bool:
-    """Whether the running arrays can be written, and nothing else that is given lies in their memory."""
-    if not (
-        _flat(running_mean) and _flat(running_var) and running_mean.flags.writeable and running_var.flags.writeable
-    ):
-        return False
-    if not ((weight is None or _flat(weight)) and (bias is None or _flat(bias))):
-        return False
-    if out is None:
-        result = view
-    elif _is_result(out, x):
-        result = out.reshape(view.shape)
-    else:
-        return False
-    return small.may_update(running_mean, running_var, view, result, weight, bias)
+def _are_one_kind(*parameters: Any) -> bool:
+    """Whether those that are given are plain flat arrays of one dtype."""
+    dtype = None
+    for values in parameters:
+        if values is not None:
+            if not _flat(values) or (dtype is not None and values.dtype != dtype):
+                return False
+            dtype = values.dtype
+    return True
 
 
 def harmless(momentum: Any, ddof: Any) -> bool:

@@ -110,9 +110,15 @@ def ema(running_mean, running_var, count, mean, m2, momentum, ddof, skip):
         if skip and not (np.isfinite(narrow_mean(mean[c])) and np.isfinite(narrow_var(var))):
             skipped += 1
             continue
-        running_mean[c] = moving_average_formula(np.float64(running_mean[c]), mean[c], momentum)
-        running_var[c] = moving_average_formula(np.float64(running_var[c]), var, momentum)
+        move(running_mean, running_var, c, mean[c], var, momentum)
     return skipped
+
+
+@formula
+def move(running_mean, running_var, c, mean, var, momentum):
+    """The moving averages of channel c."""
+    running_mean[c] = moving_average_formula(np.float64(running_mean[c]), mean, momentum)
+    running_var[c] = moving_average_formula(np.float64(running_var[c]), var, momentum)
 
 
 @serial_kernel(reads=("count_a", "mean_a", "m2_a", "count_b", "mean_b", "m2_b"))

@@ -181,33 +181,52 @@ def tile_moments(x, r0, r1, step, j0, j1, mean, m2):
     merged_columns(x, rows, careful, sums, j0, 0.0, mean, m2)
 
 
-@kernel(reads=("x",))
-def moments(x, fold, tile, mean, m2):
-    """mean[c], m2[c] of every channel."""
+@formula
+def parts(x, fold, tile):
+    """(chunks of rows, tiles of columns) that statistics are taken of, one by one."""
     outer, channels, inner = x.shape
-    width = fold * channels * inner
-    tiles = -(-width // tile)
     whole = outer // fold
     chunks = -(-whole // CHUNK_ROWS) + (1 if whole * fold < outer else 0)
-    part_mean = scratch_rows(chunks, channels, 0.0)
-    part_m2 = scratch_rows(chunks, channels, 0.0)
-    for task in prange(chunks * tiles):
-        k, t = divmod(np.int64(task), tiles)
-        r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
-        j0 = t * tile
-        j1 = lesser(j0 + tile, step * channels * inner)
-        tile_moments(x, r0, r1, step, j0, j1, part_mean[k], part_m2[k])
+    return chunks, -(-(fold * channels * inner) // tile)
+
+
+@formula
+def part_moments(x, task, tiles, fold, tile, part_mean, part_m2):
+    """Moments of part number `task`, written to the row of its chunk."""
+    outer, channels, inner = x.shape
+    k, t = divmod(np.int64(task), tiles)
+    r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
+    j0 = t * tile
+    j1 = lesser(j0 + tile, step * channels * inner)
+    tile_moments(x, r0, r1, step, j0, j1, part_mean[k], part_m2[k])
+
+
+@formula
+def merge_parts(x, fold, part_mean, part_m2, mean, m2):
+    """mean[c], m2[c] of every channel from those of its chunks, merged in order."""
+    outer, channels, inner = x.shape
     for c in range(channels):
         count = np.int64(0)
         channel_mean = 0.0
         channel_m2 = 0.0
-        for k in range(chunks):
-            r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
+        for k in range(part_mean.shape[0]):
+            r0, r1, _ = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
             count, channel_mean, channel_m2 = merge(
                 count, channel_mean, channel_m2, (r1 - r0) * inner, part_mean[k, c], part_m2[k, c]
             )
         mean[c] = channel_mean
         m2[c] = channel_m2
+
+
+@kernel(reads=("x",))
+def moments(x, fold, tile, mean, m2):
+    """mean[c], m2[c] of every channel."""
+    chunks, tiles = parts(x, fold, tile)
+    part_mean = scratch_rows(chunks, x.shape[1], 0.0)
+    part_m2 = scratch_rows(chunks, x.shape[1], 0.0)
+    for task in prange(chunks * tiles):
+        part_moments(x, task, tiles, fold, tile, part_mean, part_m2)
+    merge_parts(x, fold, part_mean, part_m2, mean, m2)
 
 
 # --- normalization ------------------------------------------------------------------------------------------------

@@ -119,23 +119,42 @@ def merge_chunks(outer, inner, means, m2s):
     return mean, m2
 
 
-@kernel(reads=("x",))
-def moments(x, group, mean, m2):
-    """mean[c], m2[c] of every channel; a task is one chunk of `group` channels."""
+@formula
+def parts(x, group):
+    """(chunks of a channel, groups of channels) that statistics are taken of, one by one."""
     outer, channels, inner = x.shape
     _, _, along_outer, along_inner = chunk_grid(outer, inner)
-    chunks = along_outer * along_inner
-    groups = -(-channels // group)
-    chunk_mean = scratch_rows(chunks, channels, 0.0)
-    chunk_m2 = scratch_rows(chunks, channels, 0.0)
-    for task in prange(chunks * groups):
-        k, g = divmod(np.int64(task), groups)
-        o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-        c0 = g * group
-        c1 = lesser(c0 + group, channels)
-        box_moments(x, o0, o1, c0, c1, i0, i1, chunk_mean[k, c0:c1], chunk_m2[k, c0:c1])
+    return along_outer * along_inner, -(-channels // group)
+
+
+@formula
+def part_moments(x, task, groups, group, part_mean, part_m2):
+    """Moments of part number `task`, written to the row of its chunk."""
+    outer, channels, inner = x.shape
+    k, g = divmod(np.int64(task), groups)
+    o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
+    c0 = g * group
+    c1 = lesser(c0 + group, channels)
+    box_moments(x, o0, o1, c0, c1, i0, i1, part_mean[k, c0:c1], part_m2[k, c0:c1])
+
+
+@formula
+def merge_parts(x, part_mean, part_m2, mean, m2):
+    """mean[c], m2[c] of every channel from those of its chunks."""
+    outer, channels, inner = x.shape
     for c in range(channels):
-        mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[:, c], chunk_m2[:, c])
+        mean[c], m2[c] = merge_chunks(outer, inner, part_mean[:, c], part_m2[:, c])
+
+
+@kernel(reads=("x",))
+def moments(x, group, mean, m2):
+    """mean[c], m2[c] of every channel; `group` of them are taken together."""
+    chunks, groups = parts(x, group)
+    part_mean = scratch_rows(chunks, x.shape[1], 0.0)
+    part_m2 = scratch_rows(chunks, x.shape[1], 0.0)
+    for task in prange(chunks * groups):
+        part_moments(x, task, groups, group, part_mean, part_m2)
+    merge_parts(x, part_mean, part_m2, mean, m2)
 
 
 # --- normalization ------------------------------------------------------------------------------------------------

@@ -1,0 +1,215 @@
+"""Serial kernels for small contiguous arrays that check memory themselves: see `nbbn.cpu.small`.
+
+Parameters that are absent are empty arrays.
+"""
+
+import numpy as np
+
+from nbbn.cpu import columns, rows
+from nbbn.cpu.affine import normalize_row
+from nbbn.cpu.channels import (
+    channel_scale,
+    channel_shift,
+    fill_narrow,
+    gradient_fits,
+    inverse_std,
+    move,
+    variance_formula,
+)
+from nbbn.cpu.jit import formula, serial_kernel
+from nbbn.cpu.memory import address, run
+from nbbn.cpu.scratch import greater, lesser, scratch_rows
+from nbbn.cpu.tiles import expand
+
+#: Columns worked on together, about: more take longer to prepare than they save.
+SMALL_TILE = 256
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@formula
+def disjoint(a, b):
+    """Whether two contiguous arrays share no memory."""
+    a0, b0 = address(a), address(b)
+    return a0 + a.size * a.itemsize <= b0 or b0 + b.size * b.itemsize <= a0
+
+
+@formula
+def fits(x, out, mean, var, weight, bias):
+    """Whether there is a value per channel everywhere and `out` is `x` or memory of its own."""
+    size = x.shape[1]
+    if mean.size != size or var.size != size:
+        return False
+    if (weight.size != size and weight.size) or (bias.size != size and bias.size):
+        return False
+    if address(out) != address(x) and not disjoint(out, x):
+        return False
+    return disjoint(out, mean) and disjoint(out, var) and disjoint(out, weight) and disjoint(out, bias)
+
+
+@formula
+def alone(running, x, out, weight, bias):
+    """Whether a running array has a value per channel and shares no memory with anything else."""
+    if running.size != x.shape[1]:
+        return False
+    return disjoint(running, x) and disjoint(running, out) and disjoint(running, weight) and disjoint(running, bias)
+
+
+@formula
+def may_update(running_mean, running_var, x, out, weight, bias):
+    """Whether the running arrays, if there are any, are good to be written."""
+    if not running_mean.size and not running_var.size:
+        return True
+    if not alone(running_mean, x, out, weight, bias) or not alone(running_var, x, out, weight, bias):
+        return False
+    return disjoint(running_mean, running_var)
+
+
+# --- the affine step --------------------------------------------------------------------------------------------------
+
+
+@formula
+def coefficients_serve(mean, var, weight, bias, eps, narrow):
+    """Fill mean, scale, shift of every channel; False if some channel needs float64."""
+    served = True
+    for c in range(mean.size):
+        scale, shift = channel_scale(var[c], weight, c, eps), channel_shift(bias, c)
+        served &= fill_narrow(np.float64(mean[c]), scale, shift, narrow, c)
+    return served
+
+
+@formula
+def write_rows(x, out, narrow):
+    """out = (x - mean) * scale + shift, by rows."""
+    outer, channels, inner = x.shape
+    floor = x.dtype.type(-np.inf)
+    for o in range(outer):
+        for c in range(channels):
+            ready = narrow[0, c], narrow[1, c], narrow[2, c]
+            normalize_row(run(out, o, c, 0, inner), (run(x, o, c, 0, inner),), ready, floor, False)
+
+
+@formula
+def write_columns(x, out, narrow):
+    """The same by columns, several rows at a time if they are short."""
+    outer, channels, inner = x.shape
+    floor = x.dtype.type(-np.inf)
+    width = channels * inner
+    fold = greater(1, lesser(outer, SMALL_TILE // width))
+    expanded = scratch_rows(3, fold * width, floor)
+    for k in range(3):
+        expand(narrow[k], expanded[k], 0, inner)
+    ready = expanded[0], expanded[1], expanded[2]
+    for o in range(0, outer, fold):
+        size = lesser(fold, outer - o) * width
+        normalize_row(run(out, o, 0, 0, size), (run(x, o, 0, 0, size),), ready, floor, False)
+
+
+@serial_kernel(reads=("x", "mean", "var", "weight", "bias"))
+def normalize_rows(x, out, mean, var, weight, bias, eps):
+    """out = (x - mean) / sqrt(var + eps) * weight + bias, by rows; or False."""
+    narrow = scratch_rows(3, x.shape[1], x.dtype.type(0))
+    if not fits(x, out, mean, var, weight, bias) or not coefficients_serve(mean, var, weight, bias, eps, narrow):
+        return False
+    write_rows(x, out, narrow)
+    return True
+
+
+@serial_kernel(reads=("x", "mean", "var", "weight", "bias"))
+def normalize_columns(x, out, mean, var, weight, bias, eps):
+    """The same by columns."""
+    narrow = scratch_rows(3, x.shape[1], x.dtype.type(0))
+    if not fits(x, out, mean, var, weight, bias) or not coefficients_serve(mean, var, weight, bias, eps, narrow):
+        return False
+    write_columns(x, out, narrow)
+    return True
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@formula
+def variances(x, m2, ddof):
+    """m2 / (count - ddof) of every channel."""
+    result = scratch_rows(1, m2.size, 0.0)[0]
+    for c in range(m2.size):
+        result[c] = variance_formula(x.shape[0] * x.shape[2], m2[c], ddof)
+    return result
+
+
+@formula
+def update(running_mean, running_var, mean, var, momentum):
+    """Moving averages of every channel, if there are any."""
+    for c in range(running_mean.size):
+        move(running_mean, running_var, c, mean[c], var[c], momentum)
+
+
+@serial_kernel(reads=("x", "weight", "bias"))
+def train_rows(x, out, running_mean, running_var, weight, bias, eps, momentum, ddof, count, mean, m2):
+    """Statistics, normalization with them, moving averages, by rows; or False."""
+    if not fits(x, out, mean, m2, weight, bias) or not may_update(running_mean, running_var, x, out, weight, bias):
+        return False
+    chunks, groups = rows.parts(x, 1)
+    part_mean = scratch_rows(chunks, x.shape[1], 0.0)
+    part_m2 = scratch_rows(chunks, x.shape[1], 0.0)
+    for task in range(chunks * groups):
+        rows.part_moments(x, task, groups, 1, part_mean, part_m2)
+    rows.merge_parts(x, part_mean, part_m2, mean, m2)
+    narrow = scratch_rows(3, x.shape[1], x.dtype.type(0))
+    if not coefficients_serve(mean, variances(x, m2, 0), weight, bias, eps, narrow):
+        return False
+    write_rows(x, out, narrow)
+    count[:] = x.shape[0] * x.shape[2]
+    update(running_mean, running_var, mean, variances(x, m2, ddof), momentum)
+    return True
+
+
+@serial_kernel(reads=("x", "weight", "bias"))
+def train_columns(x, out, running_mean, running_var, weight, bias, eps, momentum, ddof, fold, tile, count, mean, m2):
+    """The same by columns."""
+    if not fits(x, out, mean, m2, weight, bias) or not may_update(running_mean, running_var, x, out, weight, bias):
+        return False
+    chunks, tiles = columns.parts(x, fold, tile)
+    part_mean = scratch_rows(chunks, x.shape[1], 0.0)
+    part_m2 = scratch_rows(chunks, x.shape[1], 0.0)
+    for task in range(chunks * tiles):
+        columns.part_moments(x, task, tiles, fold, tile, part_mean, part_m2)
+    columns.merge_parts(x, fold, part_mean, part_m2, mean, m2)
+    narrow = scratch_rows(3, x.shape[1], x.dtype.type(0))
+    if not coefficients_serve(mean, variances(x, m2, 0), weight, bias, eps, narrow):
+        return False
+    write_columns(x, out, narrow)
+    count[:] = x.shape[0] * x.shape[2]
+    update(running_mean, running_var, mean, variances(x, m2, ddof), momentum)
+    return True
+
+
+# --- backward ---------------------------------------------------------------------------------------------------------
+
+
+@serial_kernel(reads=("gradients", "x", "mean", "var", "weight", "out"))
+def prepare_backward(gradients, x, mean, var, weight, eps, out, wide_mean, inv_std, scale, high):
+    """Fill mean, 1 / sqrt(var + eps) and weight of every channel, and the high part of the mean.
+
+    False if memory or numbers do not fit, or some channel needs float64.
+    """
+    if not fits(x, out, mean, var, weight, weight):
+        return False
+    if address(out) != address(gradients) and not disjoint(out, gradients):
+        return False
+    served = True
+    for c in range(mean.size):
+        wide_mean[c] = mean[c]
+        high[c] = mean[c]
+        inv_std[c] = inverse_std(np.float64(var[c]), eps)
+        scale[c] = weight[c] if weight.size else 1.0
+        served &= gradient_fits(wide_mean[c], inv_std[c], scale[c])
+    return served
+
+
+@serial_kernel(reads=("first", "second"))
+def rounded(first, second, results):
+    """Two arrays to the rows of one of another precision; NumPy would warn of numbers that become infinite."""
+    for k in range(first.size):
+        results[0, k] = first[k]
+        results[1, k] = second[k]
