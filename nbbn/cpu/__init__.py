@@ -39,7 +39,7 @@ def affine(x, mean, var, weight, bias, eps, residual, relu, out):
     )
     all_served = channels.coefficients(_float64(mean), _float64(var), weight, bias, eps, wide, narrow, narrow_serves)
     with threads.limit():
-        if plan.as_columns(x, out, residual):
+        if plan.affine_as_columns(x, out, residual):
             high, scale, shift = narrow if all_served else wide
             floor = _floor(relu, high.dtype)
             fold = plan.fold(x, out, residual)

@@ -19,7 +19,7 @@ _NOTHING = {kind: np.empty(0, kind) for kind in "fd"}
 def normalize(x, out, mean, var, weight, bias, eps):
     w = _NOTHING["f"] if weight is None else weight
     b = _NOTHING["f"] if bias is None else bias
-    kernel = small_kernels.normalize_columns if _plan(x.shape, x.dtype)[0] else small_kernels.normalize_rows
+    kernel = small_kernels.normalize_columns if _affine_as_columns(x.shape, x.dtype) else small_kernels.normalize_rows
     return kernel(x, out, mean, var, w, b, eps)
 
 
@@ -74,3 +74,8 @@ def _plan(shape, dtype):
     x = np.empty(shape, dtype)
     fold = plan.fold(x)
     return plan.as_columns(x), fold, plan.tile(x, fold), plan.fused(False, x, x, x), plan.group_read_twice(x)
+
+
+@lru_cache(1024)
+def _affine_as_columns(shape, dtype):
+    return plan.affine_as_columns(np.empty(shape, dtype))
