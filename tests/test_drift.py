@@ -67,10 +67,11 @@ def test_with_a_mask_the_change_is_that_of_the_selected_values(backend):
 
 
 def test_output_error_does_not_cancel():
-    stats = nbbn.Moments(np.array([100]), np.array([1e6]), np.array([100 * (1 + 1e-9)]))
-    found = nbbn.drift(np.array([1e6]), np.ones(1), stats, eps=0.0)
-    # sigma (1 / sigma - 1) = -5e-10 to first order
-    np.testing.assert_allclose(found.output_error, 5e-10, rtol=1e-6)
+    var = 1 + 2.0**-30
+    stats = nbbn.Moments(np.array([64]), np.zeros(1), np.array([64 * var]))
+    found = nbbn.drift(np.zeros(1), np.ones(1), stats, eps=0.0)
+    exact = np.sqrt(WIDE(var)) - 1  # sigma (1 - 1 / sigma)
+    np.testing.assert_allclose(found.output_error, float(exact), rtol=1e-9)
 
 
 def test_textbook_formulas():
