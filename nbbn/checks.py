@@ -354,6 +354,14 @@ def level(name: str, value: Any) -> float:
     return number
 
 
+def positive(name: str, value: Any) -> float:
+    """A number > 0, infinity included."""
+    number = _real(name, value)
+    if not number > 0.0:
+        raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    return number
+
+
 def effective_count(value: Any, count: Array) -> Array:
     """How many independent values there are among `count`, as float64; one number stands for all channels."""
     if value is None:

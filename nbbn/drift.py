@@ -38,7 +38,7 @@ class Drift:
     significant : bool array of shape (C,)
         Which channels moved more than noise explains, by the adjusted p-values, or are not finite.
     effective_count : float64 array of shape (C,)
-        Number of independent values that the p-values assume.
+        Number of independent values that the p-values assume, noise of the running statistics included.
     significance : float
         The level: the chance that any channel at all is called significant though none has moved.
 
@@ -138,10 +138,12 @@ class Drift:
 
     def _summary(self) -> str:
         channels, found, count = self.z.size, int(self.significant.sum()), self.effective_count
-        values = f"{count.min():g}" if channels and count.min() == count.max() else "their numbers of"
+        values = "as many values as they have"
+        if channels and count.min() == count.max():
+            values = f"{count[0]:.6g} value" + ("" if count[0] == 1 else "s")
         return (
             f"Drift of {channels} channel{'' if channels == 1 else 's'}: {found} significant, {channels - found} "
-            f"within the noise of {values} values (level {self.significance:g} for all channels together)"
+            f"within the noise of {values} (level {self.significance:g} for all channels together)"
         )
 
     def _table(self) -> list[str]:
@@ -169,6 +171,7 @@ def drift(
     weight: Array | None = None,
     significance: float = 0.01,
     effective_count: float | Array | None = None,
+    running_count: float | None = None,
 ) -> Drift:
     r"""How far a batch is from running statistics, and by how much training and evaluation mode differ on it.
 
@@ -190,6 +193,10 @@ def drift(
         How many independent values the batch has per channel; at most, and by default, ``stats.count``. Neighbouring
         pixels and time steps are alike, so images have fewer: the number of images is the safe choice (that of
         `BatchNorm.drift`).
+    running_count : number, optional
+        How many independent values the running statistics are worth: N (2 - momentum) / momentum for a moving average
+        of batches of N, the size of the population after `recalibrate`. Absent: they are taken as exact, which is good
+        enough for batches no larger than those that were trained with.
 
     Returns
     -------
@@ -218,9 +225,10 @@ def drift(
     two-sided. The 2 C of them are adjusted by Holm's method (1979): the chance of one false alarm among all channels is
     at most `significance`. What that leaves out:
 
-    - Running statistics are taken as exact. A moving average of batches of N values is worth about
-      N (2 - momentum) / momentum of them, 19 N for 0.1. With batches of that size 0.01 becomes 0.015 for 16 channels;
-      with 16 times as many values it becomes 0.24, and what is found then is the noise of the running statistics.
+    - Running statistics have noise of their own. Taken as exact, with momentum 0.1, 16 channels and batches of the size
+      trained with, a level of 0.01 is 0.015 in simulation; with 16 times as many values 0.23, and what is found then
+      is the noise of the running statistics. With m = `running_count` n becomes n m / (n + m), which is right for the
+      mean, and roughly for the variance: 0.01 is at most 0.03 then, from batches of 8 on.
     - Heavy tails (kurtosis k) make variances noisier than Gaussian ones: pass the count times 2 / (k - 1).
     - Significant is not large. With many values any difference is found; `output_error` says whether it matters.
 
@@ -251,6 +259,9 @@ def drift(
     eps = checks.epsilon(eps)
     level = checks.level("significance", significance)
     count = checks.effective_count(effective_count, stats.count)
+    if running_count is not None:
+        worth = checks.positive("running_count", running_count)
+        count = count / (1 + count / worth)
     with np.errstate(all="ignore"):  # what is not finite is reported, not warned about
         batch_var = stats.var()
         delta = np.where(stats.count > 0, stats.mean - mean, np.nan)

@@ -103,6 +103,7 @@ class RunningStatistics:
         where: BoolArray | None = None,
         significance: float = 0.01,
         effective_count: float | Array | None = None,
+        running_count: float | None = None,
     ) -> Drift:
         """How far a batch is from the running statistics, and what that does to the output: see `nbbn.drift`.
 
@@ -118,6 +119,8 @@ class RunningStatistics:
             How many independent values there are per channel. The default is the number of samples, the length of the
             first axis (of the second where the first is the channel axis): pixels of one image are much alike, and
             counting them as independent calls nearly every batch different. Pass ``x.size // C`` where they are not.
+        running_count : number, optional
+            As in `nbbn.drift`: give it where `x` is larger than the batches that were trained with.
 
         Returns
         -------
@@ -154,6 +157,7 @@ class RunningStatistics:
             weight=self.weight,
             significance=significance,
             effective_count=effective_count,
+            running_count=running_count,
         )
 
     def recalibrate(
@@ -202,6 +206,7 @@ class RunningStatistics:
         -----
         If anything raises, the iterable included, the layer is as it was. If one generator makes both inputs and masks,
         ``a, b = itertools.tee(pairs)`` and pass ``(x for x, _ in a), where=(m for _, m in b)``: they are read in step.
+        Where training goes on with `debias` or ``momentum=None``, the next batch is number `num_batches_tracked` + 1.
 
         Examples
         --------

@@ -104,7 +104,7 @@ def ema_update(
     step : int or integer array of shape (C,), optional
         The number of this update, counted from 1: corrects the average for its start (see Notes). An array where
         channels have had different numbers of updates: with ``nonfinite="skip"`` a skipped channel has had one
-        fewer, so count ``steps += np.isfinite(stats.m2)``.
+        fewer, so begin with ones and count ``steps += np.isfinite(stats.m2)`` after each call.
 
     Raises
     ------
@@ -169,12 +169,13 @@ def ema_update(
 
 def move(running: tuple[Array, Array], stats: Moments, momentum: float | Array, ddof: int, policy: NonFinite) -> int:
     """`ema_update` of checked arguments, with a momentum for all channels or one for each; how many were skipped."""
-    update = RunningUpdate(*running, 1.0, ddof, policy == "skip")
+    constant = momentum if isinstance(momentum, float) else 1.0
+    update = RunningUpdate(*running, constant, ddof, policy == "skip")
     if policy == "raise":
         refuse_nonfinite("stats", stats, update)
     ema = backends.current().ema
-    if not isinstance(momentum, np.ndarray):
-        return ema(stats.count, stats.mean, stats.m2, replace(update, momentum=momentum))
+    if isinstance(momentum, float):
+        return ema(stats.count, stats.mean, stats.m2, update)
     skipped = 0
     for weight in np.unique(momentum):  # channels without values are left alone: all but those of this weight
         count = np.where(momentum == weight, stats.count, 0)

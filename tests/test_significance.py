@@ -69,6 +69,39 @@ def test_alike_pixels_do_not_make_a_batch_of_images_significant():
     assert naive > 100
 
 
+@pytest.mark.parametrize(("trained_with", "tested_with", "momentum"), [(64, 1024, 0.1), (8, 500, 0.1), (32, 1000, 0.5)])
+def test_noise_of_the_running_statistics_is_not_drift(trained_with, tested_with, momentum):
+    """Level 0.01, 16 channels: at most 0.03 of 1000 networks raise an alarm (within 4 standard errors)."""
+    rng, level, networks = np.random.default_rng(0), 0.01, 1000
+    mean, var = np.zeros((networks, 16)), np.ones((networks, 16))
+
+    def sample(n):  # Gaussian values: their mean and m2 are independent, normal and chi-square
+        shape = (networks, 16)
+        return np.full(16, n), rng.normal(0, n**-0.5, shape), rng.chisquare(n - 1, shape)
+
+    for _ in range(100):
+        _, batch_mean, batch_m2 = sample(trained_with)
+        mean += momentum * (batch_mean - mean)
+        var += momentum * (batch_m2 / (trained_with - 1) - var)
+    count, batch_mean, batch_m2 = sample(tested_with)
+    worth = trained_with * (2 - momentum) / momentum
+    alarms = naive = 0
+    for k in range(networks):
+        stats = nbbn.Moments(count, batch_mean[k], batch_m2[k])
+        alarms += nbbn.drift(mean[k], var[k], stats, running_count=worth, significance=level).significant.any()
+        naive += nbbn.drift(mean[k], var[k], stats, significance=level).significant.any()
+    assert alarms / networks < 3 * level + 4 * np.sqrt(3 * level / networks)
+    assert naive / networks > 0.15
+
+
+def test_running_count_by_hand():
+    stats = nbbn.Moments(np.array([30]), np.array([0.5]), np.array([30.0]))
+    found = nbbn.drift(np.zeros(1), np.ones(1), stats, running_count=60)
+    assert found.effective_count == pytest.approx([20])
+    assert found.p_mean == pytest.approx([0.025347318677468264])  # two-sided 0.5 * sqrt(20) sigma
+    assert nbbn.drift(np.zeros(1), np.ones(1), stats, running_count=np.inf).effective_count == 30
+
+
 @pytest.mark.parametrize("a", [0.5, 3.5, 60.0, 199.0, 201.0, 1e4, 1e7, 5e11])
 def test_incomplete_gamma_against_scipy(a):
     special = pytest.importorskip("scipy.special")
