@@ -222,7 +222,7 @@ def warn_skipped(skipped: int, stats: Moments, stacklevel: int = 3) -> None:
     if skipped:
         warnings.warn(
             f"{skipped} of {stats.count.size} channels had NaN or infinite batch statistics; "
-            "their running statistics were kept",
+            "their running statistics do not take it in",
             NonFiniteWarning,
             stacklevel=stacklevel,
         )

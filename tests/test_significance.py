@@ -14,6 +14,7 @@ def stats_of(x):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 8, 300])
 def test_p_values_are_uniform_without_drift(n):
     """The share of p-values below a level is that level, within 4 standard errors: exact, not only safe."""
@@ -24,6 +25,7 @@ def test_p_values_are_uniform_without_drift(n):
             assert abs((p < level).mean() - level) < 4 * np.sqrt(level * (1 - level) / p.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [8, 64])
 def test_false_alarms_in_any_channel_stay_below_the_level(n):
     """16 channels: of 1500 batches without drift 5% raise an alarm, within 4 standard errors."""
@@ -58,6 +60,7 @@ def test_a_real_shift_is_found_and_a_small_batch_is_not_called_one():
     assert "0 significant, 16 within the noise of 8 values" in repr(found)
 
 
+@pytest.mark.slow
 def test_alike_pixels_do_not_make_a_batch_of_images_significant():
     rng, alarms, naive = np.random.default_rng(0), 0, 0
     bn = nbbn.BatchNorm(4, dtype=np.float64)
@@ -69,6 +72,7 @@ def test_alike_pixels_do_not_make_a_batch_of_images_significant():
     assert naive > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trained_with", "tested_with", "momentum"), [(64, 1024, 0.1), (8, 500, 0.1), (32, 1000, 0.5)])
 def test_noise_of_the_running_statistics_is_not_drift(trained_with, tested_with, momentum):
     """Level 0.01, 16 channels: at most 0.03 of 1000 networks raise an alarm (within 4 standard errors)."""
