@@ -2,21 +2,26 @@
 
 from nbbn.backends import available_backends, use_backend
 from nbbn.config import get_num_threads, set_num_threads, show_config
+from nbbn.drift import Drift, drift
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
 from nbbn.layer import BatchNorm
 from nbbn.moments import Moments
+from nbbn.pending import PendingUpdate
 from nbbn.statistics import NonFiniteWarning, batch_stats, ema_update
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchNorm",
+    "Drift",
     "Moments",
     "NonFiniteWarning",
+    "PendingUpdate",
     "available_backends",
     "batch_norm",
     "batch_norm_backward",
     "batch_stats",
+    "drift",
     "ema_update",
     "get_num_threads",
     "normalize",

@@ -1,5 +1,6 @@
 """The front door: its example runs, its commands are those that CI runs, its tables name what exists."""
 
+import doctest
 import re
 from pathlib import Path
 
@@ -18,6 +19,14 @@ def test_the_example_runs():
     assert (names["y1"] == names["bn"](names["batch"])[:1]).all()
     assert (names["population"].count == 39 * 64).all()
     assert names["bn"].running_mean == pytest.approx([3] * 64, abs=0.3)
+
+
+def test_the_sessions_are_what_python_prints():
+    sessions = "".join(re.findall(r"```pycon\n(.*?)```", README, re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(sessions, {}, "README.md", "README.md", 0)
+    assert len(test.examples) > 5
+    result = doctest.DocTestRunner().run(test)
+    assert result.failed == 0
 
 
 def test_ci_runs_the_two_commands():
