@@ -111,6 +111,42 @@ def sums_of_deviations(values, ahead, origin):
 
 
 @formula
+def sums_of_two(first_run, second_run, first_ahead, second_ahead, origin):
+    """The same over two runs of one length: half of what it costs to begin and to end one."""
+    size = first_run.size
+    total = splat(type(origin)(0))
+    squares = total
+    total_2 = total
+    squares_2 = total
+    i = 0
+    while i + LANES <= size:
+        prefetch(first_ahead, i)
+        prefetch(second_ahead, i)
+        d = deviations(first_run, i, origin)
+        e = deviations(second_run, i, origin)
+        total = total + d
+        total_2 = total_2 + e
+        squares = fmuladd(d, d, squares)
+        squares_2 = fmuladd(e, e, squares_2)
+        i += LANES
+    first = lane_sum(total + total_2)
+    second = lane_sum(squares + squares_2)
+    while i + SHORT <= size:
+        few = deviations_short(first_run, i, origin)
+        more = deviations_short(second_run, i, origin)
+        first += lane_sum(few + more)
+        second += lane_sum(few * few + more * more)
+        i += SHORT
+    while i < size:
+        d_1 = deviation(first_run, i, origin)
+        e_1 = deviation(second_run, i, origin)
+        first += d_1 + e_1
+        second = fmuladd(d_1, d_1, fmuladd(e_1, e_1, second))
+        i += 1
+    return first, second
+
+
+@formula
 def sums_of_gradient(gradients, values, mean, ahead):
     """Sums of g and of g * (x - mean), in the type of `mean`; asks for the lines of both `ahead` meanwhile."""
     size = values.size

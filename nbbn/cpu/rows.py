@@ -19,6 +19,7 @@ from nbbn.cpu.blocks import (
     chunk_grid,
     sums_are_exact,
     sums_of_deviations,
+    sums_of_two,
     usable_origin,
 )
 from nbbn.cpu.channels import fill_coefficients, from_deviations
@@ -58,7 +59,21 @@ def box_moments(x, o0, o1, c0, c1, i0, i1, mean, m2):
     squares = zeros(channels, 0.0)
     for k in range(channels):
         origin[k] = origin_of(x, c0 + k, o0, i0, i1)
-    for o in range(o0, o1):
+    o = o0
+    while o + 2 <= o1 and 2 * (i1 - i0) <= BLOCK:
+        for k in range(channels):
+            c = c0 + k
+            first, second = sums_of_two(
+                run(x, o, c, i0, i1),
+                run(x, o + 1, c, i0, i1),
+                run(x, o + 2, c, i0, i1),
+                run(x, o + 3, c, i0, i1),
+                origin[k],
+            )
+            total[k] += np.float64(first)
+            squares[k] += np.float64(second)
+        o += 2
+    while o < o1:
         for k in range(channels):
             for i in range(i0, i1, BLOCK):
                 end = lesser(i + BLOCK, i1)
@@ -67,6 +82,7 @@ def box_moments(x, o0, o1, c0, c1, i0, i1, mean, m2):
                 first, second = sums_of_deviations(run(x, o, c0 + k, i, end), ahead, origin[k])
                 total[k] += np.float64(first)
                 squares[k] += np.float64(second)
+        o += 1
     count = (o1 - o0) * (i1 - i0)
     for k in range(channels):
         mean[k], m2[k] = from_deviations(count, np.float64(origin[k]), total[k], squares[k])
