@@ -5,6 +5,7 @@ from nbbn.config import get_num_threads, set_num_threads, show_config
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
 from nbbn.layer import BatchNorm
 from nbbn.moments import Moments
+from nbbn.noise import expected_noise
 from nbbn.statistics import NonFiniteWarning, batch_stats, ema_update
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_stats",
     "ema_update",
+    "expected_noise",
     "get_num_threads",
     "normalize",
     "set_num_threads",

@@ -176,6 +176,13 @@ def epsilon(value: Any) -> float:
     return number
 
 
+def at_least(name: str, value: Any, least: float) -> float:
+    number = _real(name, value)
+    if not least <= number < math.inf:
+        raise ValueError(f"{name}: expected a finite number >= {least:g}, got {value!r}")
+    return number
+
+
 def momentum(value: Any, decay: Any) -> float:
     """The weight of the new batch, from whichever of the two names was used."""
     if decay is None:
