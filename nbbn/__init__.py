@@ -1,8 +1,10 @@
 """Batch normalization statistics, done right and at the speed of memory, on the arrays people already have."""
 
 from nbbn.backends import available_backends, use_backend
+from nbbn.bessel import population_to_sample_var, sample_to_population_var
 from nbbn.config import get_num_threads, set_num_threads, show_config
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
+from nbbn.health import check_running_stats
 from nbbn.layer import BatchNorm
 from nbbn.moments import Moments
 from nbbn.noise import expected_noise
@@ -18,10 +20,13 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_stats",
+    "check_running_stats",
     "ema_update",
     "expected_noise",
     "get_num_threads",
     "normalize",
+    "population_to_sample_var",
+    "sample_to_population_var",
     "set_num_threads",
     "show_config",
     "use_backend",

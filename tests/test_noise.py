@@ -80,7 +80,7 @@ def test_limits():
         ((0.1, 2.5), {}, ValueError, "batch_values: expected an integer >= 2, got 2.5"),
         ((1.1, 4), {}, ValueError, r"momentum: expected a number in \[0, 1\], got 1.1"),
         ((0.1, 4), {"step": 0}, ValueError, "step: expected an integer >= 1, got 0"),
-        ((None, 4), {}, ValueError, "step: expected a number of updates beside momentum=None"),
+        ((None, 4), {}, ValueError, "step: expected a number of updates with momentum=None"),
         ((0.1, 4), {"kurtosis": 0.9}, ValueError, "kurtosis: expected a finite number >= 1, got 0.9"),
         ((0.1, 4), {"kurtosis": np.nan}, ValueError, "kurtosis: expected a finite number >= 1, got nan"),
         ((0.1, 4), {"kurtosis": "3"}, TypeError, "kurtosis: expected a number, got '3'"),

@@ -113,6 +113,10 @@ def test_state_dicts_both_ways():
     fresh = torch.nn.BatchNorm1d(3)
     fresh.load_state_dict(back)
     assert (fresh.running_var == theirs[1].running_var).all()
+    whole = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    prefixed = {name: torch.from_numpy(value) for name, value in ours.state_dict(prefix="1.").items()}
+    assert set(whole.load_state_dict(prefixed, strict=False).missing_keys) == {"0.weight", "0.bias"}
+    assert all((whole.state_dict()[name] == theirs.state_dict()[name]).all() for name in prefixed)
     with pytest.raises(TypeError, match="requires grad"):
         nbbn.BatchNorm(3).load_state_dict(dict(theirs[1].named_parameters()) | dict(theirs[1].named_buffers()))
 
