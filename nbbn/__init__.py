@@ -4,6 +4,7 @@ from nbbn.backends import available_backends, use_backend
 from nbbn.bessel import population_to_sample_var, sample_to_population_var
 from nbbn.config import get_num_threads, set_num_threads, show_config
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
+from nbbn.fuse import IllConditionedWarning, folding_error, fuse_conv_bn_weights, fuse_linear_bn_weights
 from nbbn.health import check_running_stats
 from nbbn.layer import BatchNorm
 from nbbn.moments import Moments
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchNorm",
+    "IllConditionedWarning",
     "Moments",
     "NonFiniteWarning",
     "available_backends",
@@ -23,6 +25,9 @@ __all__ = [
     "check_running_stats",
     "ema_update",
     "expected_noise",
+    "folding_error",
+    "fuse_conv_bn_weights",
+    "fuse_linear_bn_weights",
     "get_num_threads",
     "normalize",
     "population_to_sample_var",
