@@ -1,0 +1,444 @@
+"""The commands `stats` and `normalize`, as a user runs them, against NumPy on the whole array."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+import nbbn
+from nbbn.__main__ import main
+from nbbn.files import arrays, blocks, normalized, progress, summary
+
+SLOW_CI = 300  # seconds
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Pieces of 96 bytes, two to a job: every way of cutting on arrays of a few hundred values."""
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 96)
+    monkeypatch.setattr(summary, "PIECES_PER_JOB", 2)
+
+
+def stats(capsys, *arguments):
+    code = main(["stats", *map(str, arguments), "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out), err
+
+
+def expected(x, axis):
+    """In extended precision, and with exact minima."""
+    x = x.astype(np.longdouble).reshape(1, -1) if axis is None else np.moveaxis(x.astype(np.longdouble), axis, 0)
+    x = x.reshape(len(x), -1)
+    return x.shape[1], x.mean(1), x.std(1), x.min(1), x.max(1)
+
+
+def matches(record, x, axis):
+    n, mean, std, least, most = expected(x, axis)
+    assert record["count"] == [n] * len(mean)
+    np.testing.assert_allclose(record["mean"], mean.astype(float), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(record["std"], std.astype(float), rtol=1e-6)
+    np.testing.assert_allclose(record["var"], (std**2).astype(float), rtol=2e-6)
+    np.testing.assert_allclose(np.divide(record["m2"], n), record["var"], rtol=1e-12)
+    assert (record["min"], record["max"]) == (least.tolist(), most.tolist())
+
+
+def values(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(100, 20, shape)
+    return x > 100 if dtype is bool else x.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((17, 3, 5), 1), ((17, 5, 3), -1), ((4, 70), 0), ((90, 3), 1), ((2, 3, 70), 1), ((300,), None), ((1, 2), 1)],
+)
+def test_statistics_however_the_file_is_cut(tmp_path, capsys, small_blocks, shape, axis, order, dtype):
+    x = values(shape, dtype)
+    np.save(tmp_path / "x.npy", np.asarray(x, order=order))
+    code, record, err = stats(capsys, tmp_path / "x.npy", "--axis", axis, "--range")
+    assert (code, err) == (0, "")
+    matches(record, x, axis)
+    assert main(["normalize", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy"), f"--axis={axis}"]) == 0
+    y = np.load(tmp_path / "y.npy")
+    assert y.flags.f_contiguous == (order == "F" or len(shape) == 1 or 1 in shape)
+    assert y.dtype == np.float32
+    mean, var = np.array(record["mean"]), np.array(record["var"])
+    np.testing.assert_array_equal(y, nbbn.normalize(x, mean, var, axis=axis))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ">f4", ">i2", bool, np.int64])
+def test_dtypes(tmp_path, capsys, small_blocks, dtype):
+    x = values((40, 3), dtype)
+    np.save(tmp_path / "x.npy", x)
+    with nbbn.use_backend("numpy"):  # nothing new to compile: what is tested is reading
+        total = summary.total_of(summary.of_array(*arrays.find(tmp_path / "x.npy", None), 1, True))
+    assert not total.failed
+    _, mean, std, least, most = expected(x, 1)
+    m = total.summary.moments
+    np.testing.assert_allclose(m.mean, mean.astype(float), rtol=1e-12)
+    np.testing.assert_allclose(m.std(), std.astype(float), rtol=1e-12)
+    assert (total.summary.least.tolist(), total.summary.most.tolist()) == (least.tolist(), most.tolist())
+
+
+def test_pieces_cover_the_file_once_in_order():
+    for outer in (0, 1, 2, 7):
+        for channels in (1, 3, 8):
+            for inner in (0, 1, 5, 40):
+                for limit in (1, 4, 16, 1000):
+                    cut = blocks.Cut(outer, channels, inner, limit)
+                    at = 0
+                    for i in range(len(cut)):
+                        piece = cut[i]
+                        assert 0 < piece.size <= limit
+                        assert piece.start == at
+                        assert (at // inner) % channels == piece.first_channel
+                        at += piece.size
+                    assert at == outer * channels * inner
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (500, 3, 1), (4097, 1, 1), (3, 2, 300), (9, 700, 4), (33, 5, 40)])
+def test_extremes(shape):
+    x = values(shape, np.float32)
+    np.testing.assert_array_equal(summary.extremes(x), (x.min((0, 2)), x.max((0, 2))))
+    x[-1, -1, -1] = np.nan
+    assert np.isnan(summary.extremes(x)).nonzero()[1].tolist() == [shape[1] - 1] * 2
+
+
+def test_several_files_are_one_population(tmp_path, capsys, small_blocks):
+    parts = [values((n, 3), np.float32, seed=n) for n in (50, 1, 7)]
+    np.save(tmp_path / "a.npy", parts[0])
+    np.savez_compressed(tmp_path / "b.npz", first=parts[1], second=parts[2])
+    code, record, _ = stats(capsys, tmp_path / "a.npy", tmp_path / "b.npz", "--range")
+    assert code == 0
+    assert record["arrays"] == 3
+    matches(record, np.concatenate(parts), 1)
+    code, record, _ = stats(capsys, tmp_path / "b.npz", "--member", "second", "--range")
+    matches(record, parts[2], 1)
+
+
+def test_table(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.array([[1.0, 10.0], [3.0, 10.0]]))
+    assert main(["stats", str(tmp_path / "x.npy")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "1 array, 2 channels",
+        "channel  count  mean  std",
+        "      0      2     2    1",
+        "      1      2    10    0",
+    ]
+    assert main(["stats", str(tmp_path / "x.npy"), "--range"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split() == ["0", "2", "2", "1", "1", "3"]
+
+
+def test_empty_arrays_and_values_that_are_not_finite(tmp_path, capsys):
+    np.save(tmp_path / "empty.npy", np.zeros((0, 2), np.float32))
+    code, record, _ = stats(capsys, tmp_path / "empty.npy", "--range")
+    assert code == 0
+    assert [record[name] for name in ("count", "std", "min")] == [[0, 0], [None, None], [None, None]]
+    np.save(tmp_path / "x.npy", np.array([[1, np.nan], [3, 1]], np.float32))
+    code, record, _ = stats(capsys, tmp_path / "x.npy", tmp_path / "empty.npy", "--range")
+    assert record["mean"] == [2, None]
+    assert record["max"] == [3, None]
+    assert main(["normalize", str(tmp_path / "empty.npy"), "-o", str(tmp_path / "y.npy")]) == 0
+    assert np.load(tmp_path / "y.npy").shape == (0, 2)
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    pixels = [values((h, w, 3), np.uint8, seed=h) for h, w in ((8, 9), (1, 1), (20, 4))]
+    for name, x in zip(("a.png", "b.PNG", "deeper/c.bmp"), pixels, strict=True):
+        image.fromarray(x).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder, [x.reshape(-1, 3) for x in pixels]
+
+
+def test_a_folder_of_images(pictures, capsys):
+    folder, pixels = pictures
+    code, record, err = stats(capsys, folder, "--range")
+    assert (code, err, record["arrays"]) == (0, "", 3)
+    matches(record, np.concatenate(pixels), 1)
+    code, record, _ = stats(capsys, folder / "a.png", "--range")
+    matches(record, pixels[0], 1)
+
+
+def test_modes_of_images(pictures, capsys):
+    from PIL import Image
+
+    folder, _ = pictures
+    grey = values((5, 6), np.uint8)
+    Image.fromarray(grey).save(folder / "grey.png")
+    Image.fromarray(np.dstack([grey] * 4)).save(folder / "transparent.png")
+    for name in ("grey.png", "transparent.png"):
+        _, record, _ = stats(capsys, folder / name, "--range")
+        matches(record, np.repeat(grey.reshape(-1, 1), 3, 1), 1)
+    Image.fromarray(grey.astype(np.uint16) * 200).save(folder / "deep.png")
+    (folder / "broken.jpg").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "text.gif").write_text("not an image")
+    code, record, err = stats(capsys, folder)
+    assert code == 1
+    assert record["arrays"] == 5
+    assert sorted(record["failed"]) == [str(folder / n) for n in ("broken.jpg", "deep.png", "text.gif")]
+    assert "deep.png: expected 8 bits per value, got mode I;16" in err
+
+
+def test_images_without_pillow(pictures, capsys, monkeypatch):
+    from nbbn.files import commands
+
+    monkeypatch.setattr(commands, "find_spec", lambda name: None)
+    assert main(["stats", str(pictures[0])]) == 2
+    assert capsys.readouterr().err == "images need Pillow: pip install pillow\n"
+
+
+# --- files that cannot be read --------------------------------------------------------------------------------------
+
+
+def truncated(path, name):
+    np.save(path / name, values((100, 3), np.float32))
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[:-8])
+
+
+def damaged(path, name):
+    """A byte in the middle of a member is wrong: its checksum does not fit."""
+    np.savez(path / name, x=values((100, 3), np.float32))
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 255
+    (path / name).write_bytes(content)
+
+
+def header(path, name, text):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (1, 2)})
+    (path / name).write_bytes(stream.getvalue().replace(b"(1, 2)", text))
+
+
+def in_archive(path, name, text):
+    header(path, "x", text)
+    with zipfile.ZipFile(path / name, "w") as archive:
+        archive.write(path / "x", "x.npy")
+    (path / "x").unlink()
+
+
+BAD = {
+    "truncated.npy": (truncated, "ends early: 8 bytes missing"),
+    "damaged.npz": (damaged, "Bad CRC-32"),
+    "text.npy": (lambda p, n: (p / n).write_text("hello"), "not a .npy file"),
+    "text.npz": (lambda p, n: (p / n).write_text("hello"), "File is not a zip file"),
+    "other.npz": (lambda p, n: zipfile.ZipFile(p / n, "w").close(), "has no array None, only nothing"),
+    "pickle.npy": (lambda p, n: np.save(p / n, np.array([[{}]]), allow_pickle=True), "got dtype object"),
+    "complex.npy": (lambda p, n: np.save(p / n, np.ones((2, 2), complex)), "got dtype complex128"),
+    "flat.npy": (lambda p, n: np.save(p / n, np.ones(3)), "at least 2 dimensions, got shape (3,); --axis none"),
+    "scalar.npy": (lambda p, n: np.save(p / n, np.float32(1)), "got a single number"),
+    "channels.npy": (lambda p, n: np.save(p / n, np.ones((5, 4), np.float32)), "expected 3 channels, as in"),
+    "negative.npy": (lambda p, n: header(p, n, b"(-1,2)"), "not a shape: (-1, 2)"),
+    "huge.npy": (lambda p, n: header(p, n, b"(9**9)"), "a .npy file with a damaged header"),
+    "short.npz": (lambda p, n: in_archive(p, n, b"(9999999999, 9999999999)"), "array 'x': ends early"),
+    "absent.npy": (lambda p, n: None, "No such file or directory"),
+    "folder": (lambda p, n: (p / n).mkdir(), "a folder without images"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_is_named_and_stops_nothing_else(tmp_path, capsys, small_blocks, name):
+    make, message = BAD[name]
+    if name == "folder":
+        pytest.importorskip("PIL")
+    good = [values((30, 3), np.float32, seed=i) for i in (1, 2)]
+    for i, x in enumerate(good):
+        np.save(tmp_path / f"{i}.npy", x)
+    make(tmp_path, name)
+    code, record, err = stats(capsys, tmp_path / "0.npy", tmp_path / name, tmp_path / "1.npy", "--range")
+    assert code == 1
+    (line,) = err.splitlines()
+    assert line.startswith(str(tmp_path / name))
+    assert message in line
+    assert record["arrays"] == 2
+    matches(record, np.concatenate(good), 1)  # and nothing of the bad one
+    if name not in ("channels.npy", "folder"):
+        before = sorted(os.listdir(tmp_path))
+        (tmp_path / "out.npy").write_text("before")
+        assert main(["normalize", str(tmp_path / name), "-o", str(tmp_path / "out.npy")]) == 1
+        assert message in capsys.readouterr().err
+        assert (tmp_path / "out.npy").read_text() == "before"
+        assert sorted(os.listdir(tmp_path)) == sorted([*before, "out.npy"])
+
+
+def test_jobs_say_how_large_they_are(tmp_path, small_blocks):
+    x = values((17, 3, 5), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x)
+    for name, number in (("x.npy", 9), ("x.npz", 1)):  # a row is 60 bytes: one to a piece
+        jobs = list(summary.of_array(*arrays.find(tmp_path / name, None), 1, False))
+        assert sum(job.size for job in jobs) == x.nbytes
+        assert len(jobs) == number
+
+
+def test_axis_out_of_range(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.ones((2, 3), np.float32))
+    code, record, err = stats(capsys, tmp_path / "x.npy", "--axis", "2")
+    assert code == 1
+    assert "expected -2 <= axis < 2, got 2 for shape (2, 3)" in err
+    assert record == {
+        "arrays": 0,
+        "channels": 0,
+        "ddof": 0,
+        "failed": {str(tmp_path / "x.npy"): err.split(": ", 1)[1][:-1]},
+    }
+    assert main(["stats", str(tmp_path / "x.npy"), "--axis", "2"]) == 1
+    assert capsys.readouterr().out == ""
+
+
+# --- normalize ------------------------------------------------------------------------------------------------------
+
+
+def test_normalize_with_the_statistics_of_another_file(tmp_path, capsys):
+    train, test = values((60, 3), np.float32), values((20, 3), np.float32, seed=1)
+    np.savez(tmp_path / "train.npz", x=train, labels=np.arange(60))
+    np.savez(tmp_path / "test.npz", x=test, labels=np.arange(20))
+    _, record, _ = stats(capsys, tmp_path / "train.npz", "--member", "x")
+    (tmp_path / "train.json").write_text(json.dumps(record))
+    arguments = ["-o", str(tmp_path / "y.npy"), "--eps", "0.5", "--stats", str(tmp_path / "train.json")]
+    assert main(["normalize", str(tmp_path / "test.npz"), "--member", "x", *arguments]) == 0
+    m = nbbn.batch_stats(train)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), nbbn.normalize(test, m.mean, m.var(), eps=0.5))
+    assert main(["normalize", str(tmp_path / "test.npz"), *arguments]) == 1
+    assert "expected one array, got x, labels; choose with --member" in capsys.readouterr().err
+    np.save(tmp_path / "four.npy", np.ones((2, 4), np.float32))
+    assert main(["normalize", str(tmp_path / "four.npy"), *arguments]) == 1
+    assert "four.npy: expected 3 channels, as in" in capsys.readouterr().err
+    for text in ("{}", "[", '{"count": [1], "mean": ["x"], "m2": [0]}'):
+        (tmp_path / "train.json").write_text(text)
+        assert main(["normalize", str(tmp_path / "test.npz"), "--member", "x", *arguments]) == 1
+        assert "train.json: expected what" in capsys.readouterr().err
+
+
+def test_a_file_may_be_normalized_in_its_own_place(tmp_path):
+    x = values((60, 3), np.float32)
+    path = tmp_path / "x.npy"
+    np.save(path, x)
+    mode = path.stat().st_mode
+    assert main(["normalize", str(path), "-o", str(path)]) == 0
+    m = nbbn.batch_stats(x)
+    np.testing.assert_array_equal(np.load(path), nbbn.normalize(x, m.mean, m.var()))
+    assert path.stat().st_mode == mode
+    assert os.listdir(tmp_path) == ["x.npy"]
+
+
+def test_output_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    np.save(tmp_path / "x.npy", values((60, 3), np.float32))
+    arguments = ["normalize", str(tmp_path / "x.npy"), "-o"]
+    assert main([*arguments, str(tmp_path / "no" / "y.npy")]) == 1
+    assert "no/y.npy: cannot be written: No such file or directory" in capsys.readouterr().err
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(normalized.nbbn, "normalize", full)
+    assert main([*arguments, str(tmp_path / "y.npy")]) == 1
+    assert "y.npy: cannot be written: No space left on device" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["x.npy"]
+
+
+ENDLESS = """
+import sys, time
+from nbbn.files import normalized
+def pieces(*arguments):
+    print("writing", flush=True)
+    time.sleep(60)
+    yield
+normalized.pieces = pieces
+from nbbn.__main__ import main
+sys.exit(main(["normalize", "x.npy", "-o", "y.npy", "--stats", "s.json"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path, capsys, number):
+    np.save(tmp_path / "x.npy", values((60, 3), np.float32))
+    _, record, _ = stats(capsys, tmp_path / "x.npy")
+    (tmp_path / "s.json").write_text(json.dumps(record))
+    command = [sys.executable, "-c", ENDLESS]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        assert len(os.listdir(tmp_path)) == 3
+        process.send_signal(number)
+        process.communicate(timeout=30)
+        assert process.returncode != 0
+    assert sorted(os.listdir(tmp_path)) == ["s.json", "x.npy"]
+
+
+# --- the command line and resources ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stats"], "required: FILE"),
+        (["stats", "x.npy", "--axis", "one"], "expected an integer or none, got 'one'"),
+        (["normalize", "x.npy"], "required: -o/--output"),
+        (["normalize", "x.npy", "-o", "y.txt"], "expected a name that ends in .npy, got 'y.txt'"),
+        (["normalize", "x.npy", "-o", "y.npy", "--eps", "-1"], "expected a finite number >= 0, got '-1'"),
+    ],
+)
+def test_invalid_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_progress_bar_on_a_terminal_only(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    with progress.bar("title", 10) as advance:
+        advance(10)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.bar("title", 10) as advance:
+        advance(10)
+    assert "title" in capsys.readouterr().err
+
+
+def test_the_number_of_threads_is_what_it_was(tmp_path, capsys, threads):
+    np.save(tmp_path / "x.npy", values((60, 3), np.float32))
+    nbbn.set_num_threads(threads)
+    records = []
+    for n in (1, threads):
+        nbbn.set_num_threads(n)
+        records.append(stats(capsys, tmp_path / "x.npy")[1])
+        assert nbbn.get_num_threads() == n
+    assert records[0] == records[1]
+
+
+PEAK = """
+import resource, sys
+from nbbn.__main__ import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_memory_does_not_depend_on_the_size_of_the_file(tmp_path):
+    """A sparse file of 600 MB, on disk next to nothing; the limit is for 2 GB and more."""
+    with (tmp_path / "x.npy").open("wb") as file:
+        shape = (4700, 32, 1000)
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + 4 * int(np.prod(shape)))
+    command = [sys.executable, "-c", PEAK, "stats", str(tmp_path / "x.npy"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SLOW_CI)
+    assert json.loads(done.stdout)["count"] == [4_700_000] * 32
+    assert int(done.stderr) < 300
