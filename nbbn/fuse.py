@@ -227,11 +227,11 @@ def folding_error(
     .. math:: \Big(\sum_k dw_k m_k + db\Big)^2 + \sum_k dw_k^2 v_k .
 
     Without `input_stats` the running statistics say how large x is: the mean square q of every input is taken from
-    the second moment of the output of the convolution, var + (mean - b)^2, over :math:`\sum_k w_k^2`, averaged over
-    the channels (depthwise: not), which gives :math:`db^2 + q \sum_k dw_k^2`. Over all channels that is right within a
-    factor of 2 where weights have both signs; a single one may be luckier, or up to 4 times worse. It is too small
-    where inputs share a large mean that the weights of every channel cancel. Rounding in the convolution itself
-    is not counted: that layer has it folded or not.
+    the second moment of the output of the convolution, var + (mean - b)^2, over :math:`\sum_k w_k^2`, at least the
+    median of all channels (depthwise: as it is), which gives :math:`db^2 + q \sum_k dw_k^2`. Over all channels that is
+    right within a factor of 2 where weights have both signs; a single one may be luckier, or up to 4 times worse. It
+    is too small where inputs share a large mean that the weights of every channel cancel. Rounding in the convolution
+    itself is not counted: that layer has it folded or not.
 
     Examples
     --------

@@ -153,6 +153,22 @@ def test_input_stats_reach_the_weights_of_their_channel(transpose, shape):
         np.testing.assert_allclose(error[reached], np.abs(taps.sum(1)).astype(float) * 1e3, rtol=1e-6)
 
 
+def test_one_broken_channel_leaves_the_estimates_of_the_others():
+    """And depthwise, every channel is told by itself."""
+    w, b, mean, var, eps, weight, bias = case(dtype=np.float64)
+    sane = nbbn.folding_error(w, b, mean, var, eps, weight, bias, dtype=np.float32).error
+    var[2] = 1e12
+    broken = nbbn.folding_error(w, b, mean, var, eps, weight, bias, dtype=np.float32).error
+    others = np.arange(6) != 2
+    np.testing.assert_allclose(broken[others], sane[others], rtol=0.5)
+    depthwise = w[:, :1], b, mean, var, eps, weight, bias
+    alone = [
+        nbbn.folding_error(*(a if a is eps else a[c : c + 1] for a in depthwise), dtype=np.float32) for c in range(6)
+    ]
+    together = nbbn.folding_error(*depthwise, dtype=np.float32)
+    assert together.error.tolist() == [one.error[0] for one in alone]
+
+
 def test_float64_has_an_error_too():
     arguments = case(dtype=np.float64)
     error = nbbn.folding_error(*arguments).error

@@ -1,6 +1,8 @@
 """The front door: its example runs, its commands are those that CI runs, its tables name what exists."""
 
+import doctest
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,17 @@ def test_the_example_runs():
     assert (names["y1"] == names["bn"](names["batch"])[:1]).all()
     assert (names["population"].count == 39 * 64).all()
     assert names["bn"].running_mean == pytest.approx([3] * 64, abs=0.3)
+
+
+def test_the_session_runs():
+    parser = doctest.DocTestParser()
+    for number, session in enumerate(re.findall(r"```pycon\n(.*?)```", README, re.DOTALL)):
+        runner = doctest.DocTestRunner()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", nbbn.IllConditionedWarning)
+            runner.run(parser.get_doctest(session, {}, f"README session {number}", "README.md", 0))
+        assert runner.summarize().failed == 0
+        assert runner.tries > 5
 
 
 def test_ci_runs_the_two_commands():
