@@ -219,6 +219,14 @@ def damaged(path, name):
     (path / name).write_bytes(content)
 
 
+def wrong_checksum(path, name):
+    """Decompresses well, but not to what was compressed: seen only at the end."""
+    np.savez_compressed(path / name, x=values((100, 3), np.float32))
+    content = bytearray((path / name).read_bytes())
+    content[content.index(b"PK\x01\x02") + 16] ^= 255
+    (path / name).write_bytes(content)
+
+
 def header(path, name, text):
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (1, 2)})
@@ -235,6 +243,7 @@ def in_archive(path, name, text):
 BAD = {
     "truncated.npy": (truncated, "ends early: 8 bytes missing"),
     "damaged.npz": (damaged, "Bad CRC-32"),
+    "checksum.npz": (wrong_checksum, "Bad CRC-32"),
     "text.npy": (lambda p, n: (p / n).write_text("hello"), "not a .npy file"),
     "text.npz": (lambda p, n: (p / n).write_text("hello"), "File is not a zip file"),
     "other.npz": (lambda p, n: zipfile.ZipFile(p / n, "w").close(), "has no array None, only nothing"),
@@ -274,6 +283,22 @@ def test_what_cannot_be_read_is_named_and_stops_nothing_else(tmp_path, capsys, s
         assert message in capsys.readouterr().err
         assert (tmp_path / "out.npy").read_text() == "before"
         assert sorted(os.listdir(tmp_path)) == sorted([*before, "out.npy"])
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, small_blocks):
+    """Some of its jobs succeed, before and after the one that fails: all of it is left out."""
+    x = values((50, 3), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", x + 1)
+    files = [arrays.find(tmp_path / name, None)[0] for name in ("x.npy", "y.npy")]
+    jobs = [job for file in files for job in summary.of_array(file, 1, False)]
+    whole = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(whole[: len(whole) // 2])
+    total = summary.total_of(jobs)
+    assert list(total.failed) == [str(tmp_path / "x.npy")]
+    assert "ends early" in total.failed[str(tmp_path / "x.npy")]
+    assert total.read == [str(tmp_path / "y.npy")]
+    assert total.summary.moments.count.tolist() == [50] * 3
 
 
 def test_jobs_say_how_large_they_are(tmp_path, small_blocks):
