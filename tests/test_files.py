@@ -301,6 +301,22 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, small_blocks):
     assert total.summary.moments.count.tolist() == [50] * 3
 
 
+def test_a_source_counts_as_a_whole_or_not_at_all():
+    def fails():
+        raise arrays.UnreadableError("a bad block")
+
+    def works():
+        return summary.Summary.of(np.ones((4, 2, 1)), with_range=True)
+
+    jobs = [summary.Job(name, 1, run) for name, run in zip("aaabbc", [works, fails, works] * 2, strict=True)]
+    done = []
+    total = summary.total_of(jobs, done.append)
+    assert total.failed == {"a": "a bad block", "b": "a bad block"}
+    assert total.read == ["c"]
+    assert total.summary.moments.count.tolist() == [4, 4]
+    assert done == [1] * 6
+
+
 def test_jobs_say_how_large_they_are(tmp_path, small_blocks):
     x = values((17, 3, 5), np.float32)
     np.save(tmp_path / "x.npy", x)
