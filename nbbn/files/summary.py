@@ -2,8 +2,9 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -150,20 +151,21 @@ class Total:
 def total_of(jobs: Iterable[Job], advance: Callable[[int], object] = lambda size: None) -> Total:
     """Add up the jobs of all sources; the jobs of a source stand together. Calls ``advance(size)`` after each."""
     total = Total()
-    for source, results in groupby(_results(jobs), key=lambda result: result[0].source):
-        summary: Summary | UnreadableError | None = None
-        for job, result in results:
-            if summary is None or isinstance(result, UnreadableError):
-                summary = result
-            elif isinstance(summary, Summary):
-                summary += result
-            advance(job.size)
-        assert summary is not None  # a group has at least one element
-        total.add(source, summary)
+    with closing(_results(jobs)) as all_results:
+        for source, results in groupby(all_results, key=lambda result: result[0].source):
+            summary: Summary | UnreadableError | None = None
+            for job, result in results:
+                if summary is None or isinstance(result, UnreadableError):
+                    summary = result
+                elif isinstance(summary, Summary):
+                    summary += result
+                advance(job.size)
+            assert summary is not None  # a group has at least one element
+            total.add(source, summary)
     return total
 
 
-def _results(jobs: Iterable[Job]) -> Iterator[tuple[Job, Summary | UnreadableError]]:
+def _results(jobs: Iterable[Job]) -> Generator[tuple[Job, Summary | UnreadableError]]:
     """Results in the order of the jobs, worked on by as many threads as nbbn may use; each kernel uses one.
 
     Reading, decoding and kernels leave Python's lock alone, so that one thread reads while another computes.
