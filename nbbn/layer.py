@@ -459,9 +459,10 @@ class BatchNorm:
         >>> list(nbbn.BatchNorm(1).state_dict(style="keras", prefix="bn1/"))
         ['bn1/gamma', 'bn1/beta', 'bn1/moving_mean', 'bn1/moving_variance']
         """
-        return state.write(
-            self._arrays(), self.num_batches_tracked if self.track_running_stats else None, style, prefix
-        )
+        counts = {}
+        if self.track_running_stats:
+            counts["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
+        return state.write(self._arrays(), counts, style, prefix)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> "BatchNorm":
         """Take parameters and running statistics from a state dict, all or nothing.

@@ -34,8 +34,8 @@ _FLAX = {
 _KERAS_SUFFIX = ":0"
 
 
-def write(arrays: Mapping[str, Array], num_batches_tracked: int | None, style: Style, prefix: str) -> dict[str, Any]:
-    """Copies of a layer's arrays under the names of a framework; PyTorch's also count batches, if there is a count.
+def write(arrays: dict[str, Array], counts: dict[str, Array], style: Style, prefix: str) -> dict[str, Any]:
+    """Copies of a layer's arrays under the names of a framework; `counts`, such as of batches, go with PyTorch's only.
 
     Raises
     ------
@@ -56,10 +56,7 @@ def write(arrays: Mapping[str, Array], num_batches_tracked: int | None, style: S
         return {collection: _nested(path, found) for collection, found in collections.items() if found}
     if style == "keras":
         return {prefix + _KERAS[name]: array.copy() for name, array in arrays.items()}
-    result = {prefix + name: array.copy() for name, array in arrays.items()}
-    if num_batches_tracked is not None:
-        result[prefix + "num_batches_tracked"] = np.array(num_batches_tracked, np.int64)
-    return result
+    return {prefix + name: array.copy() for name, array in (arrays | counts).items()}
 
 
 def default_eps(state: Mapping[str, Any], prefix: str) -> float:

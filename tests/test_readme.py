@@ -2,7 +2,6 @@
 
 import doctest
 import re
-import warnings
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,12 @@ def test_the_example_runs():
     assert names["bn"].running_mean == pytest.approx([3] * 64, abs=0.3)
 
 
-def test_the_session_runs():
-    parser = doctest.DocTestParser()
-    for number, session in enumerate(re.findall(r"```pycon\n(.*?)```", README, re.DOTALL)):
-        runner = doctest.DocTestRunner()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", nbbn.IllConditionedWarning)
-            runner.run(parser.get_doctest(session, {}, f"README session {number}", "README.md", 0))
-        assert runner.summarize().failed == 0
-        assert runner.tries > 5
+def test_the_sessions_are_what_python_prints():
+    sessions = "".join(re.findall(r"```pycon\n(.*?)```", README, re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(sessions, {}, "README.md", "README.md", 0)
+    assert len(test.examples) > 5
+    result = doctest.DocTestRunner().run(test)
+    assert result.failed == 0
 
 
 def test_ci_runs_the_two_commands():
