@@ -5,6 +5,7 @@ import operator
 from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 from numpy.exceptions import AxisError
 
 from nbbn.arrays import FLOATS, Array, is_data_float, is_data_integer, is_float, numpy_array
@@ -206,6 +207,18 @@ def momentum(value: Any, decay: Any) -> float:
     return 1.0 - _fraction("decay", decay)
 
 
+def steps(value: Any, channels: int) -> npt.NDArray[np.int64]:
+    """Numbers of updates, counted from 1: one for all channels or one for each."""
+    array = np.asarray(value)
+    if isinstance(value, bool | list | tuple) or array.dtype.kind not in "iu":
+        raise TypeError(f"step: expected an integer or an array of integers, got {value!r}")
+    if array.shape not in ((), (channels,)):
+        raise ValueError(f"step: expected one integer or {channels}, one per channel, got shape {array.shape}")
+    if array.size and array.min() < 1:
+        raise ValueError(f"step: expected integers >= 1 (the first update is number 1), got {array.min()}")
+    return array.astype(np.int64)
+
+
 def delta_degrees_of_freedom(value: Any) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value not in (0, 1):
         raise ValueError(f"ddof: expected 0 (population variance) or 1 (sample variance), got {value!r}")
@@ -346,7 +359,41 @@ def parameter_dtype(value: Any) -> np.dtype[Any]:
     return dtype
 
 
-def batches(value: Any) -> None:
+def batches(name: str, value: Any, expected: str, advice: str) -> None:
     """Something to iterate over, and not one array: its first axis would be taken for the batches."""
     if isinstance(value, np.ndarray) or not hasattr(value, "__iter__"):
-        raise TypeError(f"batches: expected an iterable of arrays, got {type(value).__name__}; for one array pass [x]")
+        raise TypeError(
+            f"{name}: expected an iterable of {expected}, got {type(value).__name__}; for one array pass {advice}"
+        )
+
+
+def level(name: str, value: Any) -> float:
+    """A probability that is neither 0 nor 1."""
+    number = _real(name, value)
+    if not 0.0 < number < 1.0:
+        raise ValueError(f"{name}: expected a number between 0 and 1, got {value!r}")
+    return number
+
+
+def positive(name: str, value: Any) -> float:
+    """A number > 0, infinity included."""
+    number = _real(name, value)
+    if not number > 0.0:
+        raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    return number
+
+
+def effective_count(value: Any, count: Array) -> Array:
+    """How many independent values there are among `count`, as float64; one number stands for all channels."""
+    if value is None:
+        return count.astype(np.float64)
+    array = np.asarray(value)
+    if isinstance(value, bool | list | tuple) or array.dtype.kind not in "fiu":
+        raise TypeError(f"effective_count: expected a number or an array of numbers, got {value!r}")
+    if array.shape not in ((), count.shape):
+        raise ValueError(f"effective_count: expected one number or {count.size}, one per channel, got {array.shape}")
+    each = np.broadcast_to(array, count.shape).astype(np.float64)
+    most = count if array.ndim else count.max(initial=0)  # one number need not fit the channel with the fewest
+    if not ((each >= 0) & (each <= most)).all():
+        raise ValueError(f"effective_count: expected numbers from 0 to the count of values, {count}, got {value!r}")
+    return np.minimum(each, count)

@@ -230,6 +230,10 @@ def batch_norm(
 
     (Ioffe & Szegedy 2015, algorithms 1 and 2.) An empty batch gives an empty result and changes nothing.
 
+    Ghost (virtual) batches (Hoffer, Hubara & Soudry 2017) are a loop over parts of the batch, which need no copies: the
+    last example. There is no argument for it, because the backward pass needs the statistics of each part, and one
+    call would have to hide which axis is cut and what becomes of an uneven rest.
+
     Examples
     --------
     >>> import numpy as np, nbbn
@@ -242,6 +246,17 @@ def batch_norm(
     (array([0.2], dtype=float32), array([1.1], dtype=float32))
     >>> nbbn.batch_norm(x[:1], mean, var)  # evaluation: a batch of one is fine
     array([[0.7627666]], dtype=float32)
+
+    Ghost batches: 2 parts (`numpy.array_split` makes sizes that differ by at most 1), each with statistics and an
+    update of the running ones of its own, in order; then the backward pass.
+
+    >>> x, y = np.array([[1.0], [3.0], [4.0], [6.0], [8.0]]), np.empty((5, 1))
+    >>> parts = [np.array_split(a, 2) for a in (x, y)]
+    >>> ghosts = [nbbn.batch_norm(p, mean, var, training=True, return_stats=True, out=q)[1] for p, q in zip(*parts)]
+    >>> y.ravel().round(2)
+    array([-1.34,  0.27,  1.07, -1.  ,  1.  ])
+    >>> for p, m in zip(parts[0], ghosts):
+    ...     dx, dweight, dbias = nbbn.batch_norm_backward(np.ones_like(p), p, m.mean, m.var())
     """
     plain = where is None and residual is None and activation is None and decay is None and return_stats is False
     if plain and training is False and nonfinite is _PROPAGATE and quick.harmless(momentum, ddof):

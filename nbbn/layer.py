@@ -1,18 +1,18 @@
 """`BatchNorm`: the layer. Parameters, running statistics and the mode that decides which statistics are used."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nbbn import checks, state
+from nbbn import checks, counters, state
 from nbbn.arrays import Array, numpy_array
 from nbbn.checks import NonFinite
 from nbbn.functional import batch_norm, batch_norm_backward, forward
-from nbbn.moments import Moments
-from nbbn.statistics import batch_stats, warn_skipped
+from nbbn.running import RunningStatistics
+from nbbn.statistics import warn_skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class _Forward:
     frozen: bool
 
 
-class BatchNorm:
+class BatchNorm(RunningStatistics):
     r"""Batch normalization that remembers: training, evaluation and frozen modes over the same parameters.
 
     Parameters
@@ -51,8 +51,13 @@ class BatchNorm:
     like : array, optional
         Parameters are of this array's kind and on its device (this version: NumPy).
     nonfinite : {"propagate", "skip", "raise"}
-        What NaN or infinite batch statistics do to the running ones: see `ema_update`. An average over all batches
-        (``momentum=None``) cannot skip: a skipped one would count as if it had the old values.
+        What NaN or infinite batch statistics do to the running ones: see `ema_update`. "skip" counts, in
+        `num_skipped`, and a channel that skipped a batch has seen one fewer in ``momentum=None`` and `debias`.
+    debias : bool
+        Correct the moving average for its start at 0 and 1, as `ema_update` does with ``step=``: good statistics after
+        few batches. Not with ``momentum=None``, which has no such bias. Leave it off to reproduce a framework's
+        numbers. For fine-tuning, load the count of batches too: without one, the first batch would replace the loaded
+        statistics, so loading them is an error.
 
     Attributes
     ----------
@@ -62,6 +67,8 @@ class BatchNorm:
         Start at 0 and 1. `running_var` holds the sample variance (ddof=1), as in PyTorch.
     num_batches_tracked : int
         Training batches that went into the running statistics.
+    num_skipped : int64 array of shape (C,)
+        How many of them each channel was left out of, not being finite (``nonfinite="skip"``).
     training, frozen : bool
         The mode: set by `train`, `eval`, `freeze`, `unfreeze`.
     grad_weight, grad_bias : arrays of shape (C,) or None
@@ -100,10 +107,7 @@ class BatchNorm:
     BatchNorm(3, eps=1e-05, momentum=0.1, axis=1, mode=evaluation, num_batches_tracked=100)
     """
 
-    weight: Array | None
     bias: Array | None
-    running_mean: Array | None
-    running_var: Array | None
     grad_weight: Array | None
     grad_bias: Array | None
 
@@ -120,31 +124,39 @@ class BatchNorm:
         dtype: npt.DTypeLike = np.float32,
         like: Array | None = None,
         nonfinite: NonFinite = "propagate",
+        debias: bool = False,
     ):
-        self.num_features = checks.whole_number("num_features", num_features, least=1)
-        self.eps = checks.epsilon(eps)
-        self.momentum = checks.optional_momentum(momentum, decay)
+        num_features = checks.whole_number("num_features", num_features, least=1)
+        eps = checks.epsilon(eps)
+        rate = checks.optional_momentum(momentum, decay)
         self.affine = checks.flag("affine", affine)
-        self.track_running_stats = checks.flag("track_running_stats", track_running_stats)
-        self.axis = checks.optional_integer("axis", axis)
-        self.nonfinite: NonFinite = checks.nonfinite(nonfinite)
+        track_running_stats = checks.flag("track_running_stats", track_running_stats)
+        axis = checks.optional_integer("axis", axis)
+        nonfinite = checks.nonfinite(nonfinite)
+        debias = checks.flag("debias", debias)
         if axis is None and num_features != 1:
             raise ValueError(f"num_features: expected 1 with axis=None (one channel), got {num_features}")
-        if self.momentum is None and nonfinite == "skip":
-            raise ValueError("nonfinite: expected 'propagate' or 'raise' beside momentum=None, got 'skip'")
+        if rate is None and debias:
+            raise ValueError("debias: expected False beside momentum=None (that average has no bias), got True")
         if like is not None:
             numpy_array("like", like)
         dtype = checks.parameter_dtype(dtype)
 
+        super().__init__(
+            num_features,
+            dtype,
+            track_running_stats,
+            axis=axis,
+            eps=eps,
+            momentum=rate,
+            debias=debias,
+            nonfinite=nonfinite,
+        )
         self.weight = np.ones(num_features, dtype) if affine else None
         self.bias = np.zeros(num_features, dtype) if affine else None
-        self.running_mean = np.zeros(num_features, dtype) if track_running_stats else None
-        self.running_var = np.ones(num_features, dtype) if track_running_stats else None
-        self.num_batches_tracked = 0
         self.grad_weight = None
         self.grad_bias = None
         self._training = True
-        self._frozen = False
         self._forward: _Forward | None = None
 
     # --- modes ------------------------------------------------------------------------------------------------
@@ -276,24 +288,31 @@ class BatchNorm:
         return self._normalize_with_batch(x, moves) if moves or not self.track_running_stats else self._evaluate(x)
 
     def _normalize_with_batch(self, x: Array, moves: bool) -> Array:
-        tracked = self.num_batches_tracked + 1
+        pending = self._pending if moves else None
+        momentum = self._momentum() if moves and self.track_running_stats and pending is None else None
+        # one call does it all, unless channels differ in momentum or the update is held
+        running = (self.running_mean, self.running_var) if isinstance(momentum, float) else (None, None)
         y, stats, skipped = forward(
             x,
-            self.running_mean,
-            self.running_var,
+            *running,
             self.weight,
             self.bias,
             training=True,
-            momentum=1.0 / tracked if self.momentum is None else self.momentum,
+            momentum=momentum if isinstance(momentum, float) else 0.0,
             eps=self.eps,
             axis=self.axis,
             nonfinite=self.nonfinite,
             need_stats=True,
         )
         assert stats is not None  # asked for
+        if x.size and momentum is not None:
+            if not isinstance(momentum, float):
+                skipped = self._update(stats)
+            else:
+                self._count(stats, skipped)
+        elif x.size and pending is not None:
+            skipped = pending._add(stats)
         self._forward = _Forward(x, stats.mean, stats.var(), True, self._frozen)
-        if moves and x.size and self.track_running_stats:
-            self.num_batches_tracked = tracked
         warn_skipped(skipped, stats, stacklevel=4)
         return y
 
@@ -350,76 +369,6 @@ class BatchNorm:
         self.grad_bias = grad_bias if learns else None
         return grad_x
 
-    # --- running statistics -------------------------------------------------------------------------------------
-
-    def recalibrate(self, batches: Iterable[Array]) -> "BatchNorm":
-        """Replace the running statistics by the exact population statistics of an iterable of batches.
-
-        One merged population, not an average of averages: batches may differ in size. `running_var` becomes the
-        population variance (ddof=0) and `num_batches_tracked` the number of batches (empty ones left out).
-
-        Parameters
-        ----------
-        batches : iterable of arrays
-            Inputs of this layer, read once, one at a time.
-
-        Returns
-        -------
-        BatchNorm
-            The layer itself.
-
-        Raises
-        ------
-        TypeError
-            If `batches` is not an iterable of arrays; a single array is not: pass ``[x]``.
-        ValueError
-            If there is no value at all, a batch has another number of channels, or the layer keeps no running
-            statistics.
-        RuntimeError
-            If the layer is frozen: its statistics never move.
-        FloatingPointError
-            With ``nonfinite="raise"`` or ``"skip"``, if the population is not finite.
-
-        Notes
-        -----
-        If anything raises, the iterable included, the layer is as it was.
-
-        Examples
-        --------
-        >>> import numpy as np, nbbn
-        >>> bn = nbbn.BatchNorm(1).recalibrate(np.split(np.arange(6.0)[:, None], [1, 3]))
-        >>> bn.running_mean, bn.running_var.round(4), bn.num_batches_tracked
-        (array([2.5], dtype=float32), array([2.9167], dtype=float32), 3)
-        """
-        if self.running_mean is None or self.running_var is None:
-            raise ValueError("recalibrate: expected a layer with running statistics, got track_running_stats=False")
-        if self._frozen:
-            raise RuntimeError("recalibrate: expected a layer that is not frozen; call unfreeze() first")
-        checks.running_pair(self.running_mean, self.running_var, self.num_features)
-        checks.batches(batches)
-        total = Moments.zeros(self.num_features)
-        number = 0
-        for batch in batches:
-            stats = batch_stats(batch, axis=self.axis)
-            if stats.count.size != self.num_features:
-                raise ValueError(
-                    f"batches: expected {self.num_features} channels, got {stats.count.size} in batch {number}"
-                )
-            total += stats
-            number += 1 if stats.count.any() else 0  # an empty batch does not count in training either
-        if not total.count.any():
-            raise ValueError(f"batches: expected at least one value per channel, got none in {number} batches")
-        dtype = self.running_mean.dtype
-        with np.errstate(over="ignore"):
-            mean, var = total.mean.astype(dtype), total.var().astype(dtype)
-        if self.nonfinite != "propagate" and not (np.isfinite(mean).all() and np.isfinite(var).all()):
-            raise FloatingPointError(
-                f"batches: expected finite statistics (nonfinite={self.nonfinite!r}), got NaN or infinity; "
-                "nothing was changed"
-            )
-        self.running_mean[:], self.running_var[:], self.num_batches_tracked = mean, var, number
-        return self
-
     # --- state --------------------------------------------------------------------------------------------------
 
     def state_dict(self, *, style: state.Style = "torch", prefix: str = "") -> dict[str, Any]:
@@ -437,8 +386,9 @@ class BatchNorm:
         -------
         dict of str to array
             As far as the layer has them: ``weight``, ``bias``, ``running_mean``, ``running_var``,
-            ``num_batches_tracked`` (PyTorch); ``gamma``, ``beta``, ``moving_mean``, ``moving_variance`` (Keras, in
-            the order of its ``set_weights``); ``{"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}``
+            ``num_batches_tracked`` (PyTorch; with ``nonfinite="skip"`` also ``num_skipped``, which it does not know);
+            ``gamma``, ``beta``, ``moving_mean``, ``moving_variance`` (Keras, in the order of its ``set_weights``);
+            ``{"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}``
             (Flax's collections). `load_state_dict` reads all of them.
 
         Raises
@@ -459,9 +409,11 @@ class BatchNorm:
         >>> list(nbbn.BatchNorm(1).state_dict(style="keras", prefix="bn1/"))
         ['bn1/gamma', 'bn1/beta', 'bn1/moving_mean', 'bn1/moving_variance']
         """
-        counts = {}
+        counts: dict[str, Array] = {}
         if self.track_running_stats:
             counts["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
+        if self.track_running_stats and self.nonfinite == "skip":
+            counts[counters.NAME] = self.num_skipped.copy()
         return state.write(self._arrays(), counts, style, prefix)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> "BatchNorm":
@@ -472,7 +424,8 @@ class BatchNorm:
         state_dict : mapping of str to array
             With PyTorch's names (``weight, bias, running_mean, running_var``), Keras's (``gamma, beta, moving_mean,
             moving_variance``) or Flax's (``scale, bias, mean, var``, also nested in its collections, whose paths
-            are joined by ``/``). ``num_batches_tracked`` may be absent.
+            are joined by ``/``). ``num_batches_tracked`` may be absent, but not with ``debias=True`` or
+            ``momentum=None``, which weigh the next batch by it; ``num_skipped`` may always be.
         prefix : str
             What the names begin with, such as ``"backbone.bn1."``; other entries are left alone.
 
@@ -496,8 +449,16 @@ class BatchNorm:
         >>> nbbn.BatchNorm(1).load_state_dict(keras).running_mean
         array([3.], dtype=float32)
         """
-        found = state.read(state_dict, prefix)
+        entries, skipped = counters.split(state_dict, prefix)
+        found = state.read(entries, prefix)
+        needs_count = self.track_running_stats and (self.debias or self.momentum is None)
+        if needs_count and "num_batches_tracked" not in found:
+            raise ValueError(
+                "state_dict: expected num_batches_tracked for a layer with debias=True or momentum=None (without it "
+                "the next batch would replace the loaded statistics), got none; add how many batches they come from"
+            )
         count = state.batch_count(found.pop("num_batches_tracked", np.array(self.num_batches_tracked)))
+        num_skipped = counters.checked(skipped, self.num_features, count)
         mine = self._arrays()
         if found.keys() != mine.keys():
             raise ValueError(f"state_dict: expected {sorted(mine)} for this layer, got {sorted(found)}")
@@ -507,6 +468,7 @@ class BatchNorm:
         for name, array in mine.items():
             array[:] = values[name]
         self.num_batches_tracked = count
+        self.num_skipped[:] = num_skipped
         self._forward = None
         return self
 
@@ -542,7 +504,8 @@ class BatchNorm:
         >>> nbbn.BatchNorm.from_state_dict(d, "bn.").running_mean
         array([1., 2.])
         """
-        found = state.read(state_dict, prefix)
+        entries, skipped = counters.split(state_dict, prefix)
+        found = state.read(entries, prefix)
         names = found.keys() - {"num_batches_tracked"}
         if not names:
             raise ValueError(f"state_dict: expected parameters or running statistics after {prefix!r}, got neither")
@@ -551,26 +514,27 @@ class BatchNorm:
         options.setdefault("dtype", state.layer_dtype(found))
         options.setdefault("eps", state.default_eps(state_dict, prefix))
         layer = cls(max(found[name].size for name in names), **options)
-        return layer.load_state_dict(found)
+        return layer.load_state_dict(found if skipped is None else found | {counters.NAME: skipped})
 
     def _arrays(self) -> dict[str, Array]:
         candidates = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
         return {name: array for name, array in candidates.items() if array is not None}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle: all but the input of the last forward call."""
-        return self.__dict__ | {"_forward": None}
+        """For copy and pickle: all but the input of the last forward call, and what holds updates back."""
+        return self.__dict__ | {"_forward": None, "_pending": None}
 
     def __repr__(self) -> str:
         mode = "frozen" if self._frozen else "training" if self._training else "evaluation"
         extra = "" if self.affine else ", affine=False"
+        extra += ", debias=True" if self.debias else ""
         extra += "" if self.nonfinite == "propagate" else f", nonfinite={self.nonfinite!r}"
         tracked = (
             f"num_batches_tracked={self.num_batches_tracked}" if self.track_running_stats else "no running statistics"
         )
         return (
             f"BatchNorm({self.num_features}, eps={self.eps:g}, momentum={_short(self.momentum)}, axis={self.axis}"
-            f"{extra}, mode={mode}, {tracked})"
+            f"{extra}, mode={mode}, {tracked}{', updates held' if self._pending is not None else ''})"
         )
 
 

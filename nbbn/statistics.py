@@ -1,12 +1,14 @@
 """Statistics of a batch, and what they do to running statistics."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from nbbn import backends, checks, placement, quick
 from nbbn.arrays import Array
+from nbbn.averaging import weights_of_steps
 from nbbn.backends import RunningUpdate
 from nbbn.checks import NonFinite
 from nbbn.moments import Moments
@@ -80,6 +82,7 @@ def ema_update(
     decay: float | None = None,
     ddof: int = 1,
     nonfinite: NonFinite = "propagate",
+    step: int | npt.NDArray[np.integer] | None = None,
 ) -> None:
     r"""Move running statistics towards those of a batch, in place.
 
@@ -98,14 +101,19 @@ def ema_update(
     nonfinite : {"propagate", "skip", "raise"}
         What a channel whose batch mean or variance is NaN or infinite (in the precision of the running array)
         does: "propagate" stores it, "skip" keeps that channel's old values and warns, "raise" raises.
+    step : int or integer array of shape (C,), optional
+        The number of this update, counted from 1: corrects the average for its start (see Notes). An array where
+        channels have had different numbers of updates: with ``nonfinite="skip"`` a skipped channel has had one
+        fewer, so begin with ones and count ``steps += np.isfinite(stats.m2)`` after each call.
 
     Raises
     ------
     TypeError
-        If `stats` is not a `Moments` or a running array has another dtype.
+        If `stats` is not a `Moments`, a running array has another dtype, or `step` holds no integers.
     ValueError
         If both `momentum` and `decay` are given or out of range, a running array has not C values, is read-only,
-        not contiguous or overlaps the other one, or a batch has values but no more than `ddof` of them.
+        not contiguous or overlaps the other one, a batch has values but no more than `ddof` of them, or a `step`
+        is less than 1.
     FloatingPointError
         With ``nonfinite="raise"``; nothing has changed then.
 
@@ -118,7 +126,15 @@ def ema_update(
     -----
     .. math:: \mathrm{running} \leftarrow \mathrm{running} + \mathrm{momentum} \cdot (\mathrm{batch} - \mathrm{running})
 
-    computed in float64 (Ioffe & Szegedy 2015, section 3.1).
+    computed in float64 (Ioffe & Szegedy 2015, section 3.1). After t batches the start (0 and 1, usually) still weighs
+    :math:`(1 - \mathrm{momentum})^t`: a third after 10 batches with momentum 0.1. With ``step=t`` the momentum is
+
+    .. math:: m_t = \frac{\mathrm{momentum}}{1 - (1 - \mathrm{momentum})^t}
+
+    instead, which makes the running arrays the average with the start taken out,
+    :math:`(\mathrm{running}_t - (1 - \mathrm{momentum})^t \, \mathrm{start}) / (1 - (1 - \mathrm{momentum})^t)`: Adam's
+    correction (Kingma & Ba 2015, algorithm 1) held directly. Step 1 replaces them, whatever they held (so never begin
+    at 1 with statistics you want to keep: go on counting where they stopped); after many steps it is the plain average.
 
     Examples
     --------
@@ -127,6 +143,14 @@ def ema_update(
     >>> nbbn.ema_update(mean, var, nbbn.batch_stats(np.array([[6.0], [8.0]])), decay=0.9)
     >>> mean.round(6), var.round(6)
     (array([5.2]), array([1.1]))
+
+    With the correction two batches count nearly the same (10/19 for the later one), and the start not at all:
+
+    >>> mean, var = np.zeros(1), np.ones(1)
+    >>> for t, x in enumerate([np.array([[6.0], [8.0]]), np.array([[7.0], [9.0]])], start=1):
+    ...     nbbn.ema_update(mean, var, nbbn.batch_stats(x), step=t)
+    >>> mean.round(4), var.round(4)
+    (array([7.5263]), array([2.]))
     """
     if not isinstance(stats, Moments):
         raise TypeError(f"stats: expected Moments, got {type(stats).__name__}")
@@ -137,10 +161,26 @@ def ema_update(
     ddof = checks.delta_degrees_of_freedom(ddof)
     policy = checks.nonfinite(nonfinite)
     checks.enough_values(stats.count, ddof)
-    update = RunningUpdate(*running, rate, ddof, policy == "skip")
+    weight: float | Array = rate
+    if step is not None:
+        weight = weights_of_steps(rate, True, checks.steps(step, stats.count.size))
+    warn_skipped(move(running, stats, weight, ddof, policy), stats)
+
+
+def move(running: tuple[Array, Array], stats: Moments, momentum: float | Array, ddof: int, policy: NonFinite) -> int:
+    """`ema_update` of checked arguments, with a momentum for all channels or one for each; how many were skipped."""
+    constant = momentum if isinstance(momentum, float) else 1.0
+    update = RunningUpdate(*running, constant, ddof, policy == "skip")
     if policy == "raise":
         refuse_nonfinite("stats", stats, update)
-    warn_skipped(backends.current().ema(stats.count, stats.mean, stats.m2, update), stats)
+    ema = backends.current().ema
+    if isinstance(momentum, float):
+        return ema(stats.count, stats.mean, stats.m2, update)
+    skipped = 0
+    for weight in np.unique(momentum):  # channels without values are left alone: all but those of this weight
+        count = np.where(momentum == weight, stats.count, 0)
+        skipped += ema(count, stats.mean, stats.m2, replace(update, momentum=float(weight)))
+    return skipped
 
 
 # --- the policy for batches that are not finite ---
@@ -148,17 +188,33 @@ def ema_update(
 
 def refuse_nonfinite(name: str, stats: Moments, update: RunningUpdate | None) -> None:
     """`nonfinite="raise"`: look at the statistics, in the precision they would be stored in, before writing."""
-    mean, var = stats.mean, stats.var(0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if update is not None:
-            mean, var = mean.astype(update.running_mean.dtype), stats.var(update.ddof).astype(update.running_var.dtype)
-        bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(var)) & (stats.count > 0))
+    bad = np.flatnonzero(nonfinite_channels(stats, update))
     if bad.size:
         c = int(bad[0])
+        mean, var = _as_stored(stats, update)
         raise FloatingPointError(
             f"{name}: expected finite batch statistics (nonfinite='raise'), got mean {mean[c]} and variance {var[c]} "
             f"in channel {c} ({bad.size} of {stats.count.size} channels are not finite); nothing was changed"
         )
+
+
+def nonfinite_channels(stats: Moments, update: RunningUpdate | None) -> BoolArray:
+    """Which channels have values but no finite statistics, in the precision they would be stored in."""
+    mean, var = _as_stored(stats, update)
+    bad: BoolArray = ~(np.isfinite(mean) & np.isfinite(var)) & (stats.count > 0)
+    return bad
+
+
+def _as_stored(stats: Moments, update: RunningUpdate | None) -> tuple[Array, Array]:
+    if update is None:
+        return stats.mean, stats.var()
+    with np.errstate(over="ignore", invalid="ignore"):
+        return stats.mean.astype(update.running_mean.dtype), stats.var(update.ddof).astype(update.running_var.dtype)
+
+
+def without(stats: Moments, channels: BoolArray) -> Moments:
+    """The same statistics with nothing in some channels."""
+    return Moments(*(np.where(channels, 0, field) for field in (stats.count, stats.mean, stats.m2)))
 
 
 def warn_skipped(skipped: int, stats: Moments, stacklevel: int = 3) -> None:
@@ -166,7 +222,7 @@ def warn_skipped(skipped: int, stats: Moments, stacklevel: int = 3) -> None:
     if skipped:
         warnings.warn(
             f"{skipped} of {stats.count.size} channels had NaN or infinite batch statistics; "
-            "their running statistics were kept",
+            "their running statistics do not take it in",
             NonFiniteWarning,
             stacklevel=stacklevel,
         )

@@ -222,3 +222,31 @@ def test_out_is_returned_whatever_its_class(tmp_path):
     assert nbbn.batch_norm_backward(x, x, np.zeros(3), np.ones(3), out=mapped)[0] is mapped
     column = x[:, :1].copy()
     assert nbbn.normalize(column, np.zeros(1), np.ones(1), out=column[:, ::-1]) is not None
+
+
+def test_ghost_batches_as_documented(backend):
+    """Parts of 7, 7 and 6: output, running statistics and gradients are those of three batches, one after the other."""
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(2, 3, (20, 3, 4)), rng.normal(size=(20, 3, 4))
+    weight, bias = rng.normal(size=(2, 3))
+    mean, var, y = np.zeros(3), np.ones(3), np.empty_like(x)
+    ghosts = [
+        nbbn.batch_norm(part, mean, var, weight, bias, training=True, return_stats=True, out=out)[1]
+        for part, out in zip(np.array_split(x, 3), np.array_split(y, 3), strict=True)
+    ]
+    expected_mean, expected_var = np.zeros(3, oracle.WIDE), np.ones(3, oracle.WIDE)
+    for rows, ghost in zip((slice(0, 7), slice(7, 14), slice(14, 20)), ghosts, strict=True):
+        count, batch_mean, batch_var = oracle.stats(x[rows])
+        expected_mean += oracle.WIDE(0.1) * (batch_mean - expected_mean)
+        expected_var += oracle.WIDE(0.1) * (batch_var * count / (count - 1) - expected_var)
+        expected = oracle.normalize(x[rows], batch_mean, batch_var, weight, bias)
+        np.testing.assert_allclose(y[rows], expected.astype(float), rtol=1e-12, atol=1e-12)
+        gradients = nbbn.batch_norm_backward(g[rows], x[rows], ghost.mean, ghost.var(), weight)
+        for ours, theirs in zip(
+            gradients, oracle.backward(g[rows], x[rows], batch_mean, batch_var, weight), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs.astype(float), rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(mean, expected_mean.astype(float), rtol=1e-12)
+    np.testing.assert_allclose(var, expected_var.astype(float), rtol=1e-12)
+    population = sum(ghosts, nbbn.Moments.zeros(3))
+    np.testing.assert_allclose(population.var(), oracle.stats(x)[2].astype(float), rtol=1e-12)

@@ -19,7 +19,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(nbbn.__path__, "nbbn.") if not 
 PUBLIC = {name: getattr(nbbn, name) for name in nbbn.__all__}
 METHODS = {
     f"{cls.__name__}.{name}": member
-    for cls in (nbbn.BatchNorm, nbbn.Moments)
+    for cls in (nbbn.BatchNorm, nbbn.Drift, nbbn.Moments, nbbn.PendingUpdate)
     for name, member in inspect.getmembers(cls, callable)
     if not name.startswith("_")
 }

@@ -84,18 +84,19 @@ def test_a_bad_value_stays_in_its_channel(backend, shape, bad):
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("training_call", [True, False])
-def test_nonfinite_policies(backend, bad, training_call):
+@pytest.mark.parametrize("way", ["fused", "masked", "moments"])
+def test_nonfinite_policies(backend, bad, way):
     x = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
     clean = nbbn.batch_stats(x)
     x[3, 1] = bad
 
     def update(policy):
         mean, var = np.full(3, 0.5, np.float32), np.full(3, 2.0, np.float32)
-        if training_call:
-            nbbn.batch_norm(x, mean, var, training=True, momentum=1, nonfinite=policy)
-        else:
+        if way == "moments":
             nbbn.ema_update(mean, var, nbbn.batch_stats(x), momentum=1, nonfinite=policy)
+        else:
+            where = np.ones((20, 1), bool) if way == "masked" else None
+            nbbn.batch_norm(x, mean, var, training=True, momentum=1, nonfinite=policy, where=where)
         return mean, var
 
     mean, var = update("propagate")
