@@ -1,11 +1,15 @@
 """Batch normalization statistics, done right and at the speed of memory, on the arrays people already have."""
 
 from nbbn.backends import available_backends, use_backend
+from nbbn.bessel import population_to_sample_var, sample_to_population_var
 from nbbn.config import get_num_threads, set_num_threads, show_config
 from nbbn.drift import Drift, drift
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
+from nbbn.fuse import IllConditionedWarning, folding_error, fuse_conv_bn_weights, fuse_linear_bn_weights
+from nbbn.health import check_running_stats
 from nbbn.layer import BatchNorm
 from nbbn.moments import Moments
+from nbbn.noise import expected_noise
 from nbbn.pending import PendingUpdate
 from nbbn.statistics import NonFiniteWarning, batch_stats, ema_update
 
@@ -14,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchNorm",
     "Drift",
+    "IllConditionedWarning",
     "Moments",
     "NonFiniteWarning",
     "PendingUpdate",
@@ -21,10 +26,17 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_stats",
+    "check_running_stats",
     "drift",
     "ema_update",
+    "expected_noise",
+    "folding_error",
+    "fuse_conv_bn_weights",
+    "fuse_linear_bn_weights",
     "get_num_threads",
     "normalize",
+    "population_to_sample_var",
+    "sample_to_population_var",
     "set_num_threads",
     "show_config",
     "use_backend",

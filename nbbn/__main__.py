@@ -1,4 +1,4 @@
-"""The command line: ``python -m nbbn info``, ``warmup`` and ``demo``."""
+"""The command line: ``python -m nbbn info``, ``stats``, ``normalize``, ``warmup`` and ``demo``."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbbn
+from nbbn import checks
 
 #: What `warmup` compiles for: all it can, and what it does unless told.
 DTYPES = (
@@ -69,9 +70,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--no-picture", action="store_true", help="print the tables only")
     demo.set_defaults(run=_demo, parser=demo)
 
+    _add_file_commands(commands)
     options = parser.parse_args(arguments)
     code: int = options.run(options)
     return code
+
+
+def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    stats = commands.add_parser(
+        "stats",
+        help="count, mean and standard deviation per channel of .npy and .npz files and folders of images",
+        description="Print count, mean and standard deviation (population, ddof=0) of each channel of all files "
+        "together, as one population. Files are read block by block: memory use does not depend on their size. "
+        "Images (Pillow) are read as RGB: three channels of values from 0 to 255.",
+        epilog="Exit code: 0; 1 if a file could not be read (it is named, and left out as a whole); 2 if nothing "
+        "was tried. Pickled (object) arrays are never loaded.",
+    )
+    stats.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help=".npy, .npz, an image, or a folder of images"
+    )
+    _add_array_options(stats)
+    stats.add_argument("--range", action="store_true", help="smallest and largest value too (takes longer)")
+    stats.add_argument("--json", action="store_true", help="print JSON: also the exact sums, for `normalize --stats`")
+    stats.set_defaults(run=_stats, parser=stats)
+
+    normalize = commands.add_parser(
+        "normalize",
+        help="write (x - mean) / sqrt(var + eps) of a .npy or .npz array, block by block",
+        description="Write (x - mean) / sqrt(var + eps), per channel, as .npy: in the dtype of the file, float32 for "
+        "integers. The file is read twice, once with --stats; memory use does not depend on its size.",
+        epilog="Exit code: 0; 1 if a file could not be read or written: nothing is left behind then.",
+    )
+    normalize.add_argument("file", type=Path, metavar="FILE", help=".npy, or .npz with one array")
+    normalize.add_argument("-o", "--output", type=_npy, required=True, metavar="OUT.npy", help="overwritten when done")
+    _add_array_options(normalize)
+    normalize.add_argument("--eps", type=_eps, default=1e-5, help="added to the variance, >= 0 (default: %(default)s)")
+    normalize.add_argument(
+        "--stats", type=Path, metavar="JSON", help="what `stats --json` printed, such as of the training set"
+    )
+    normalize.set_defaults(run=_normalize, parser=normalize)
+
+
+def _add_array_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--axis", type=_axis, default=1, help="channel axis of arrays; none: one channel (default: %(default)s)"
+    )
+    parser.add_argument("--member", metavar="NAME", help="of .npz archives, only the array of this name")
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from nbbn.files import commands
+
+    return commands.stats(options)
+
+
+def _normalize(options: argparse.Namespace) -> int:
+    from nbbn.files import commands
+
+    return commands.normalize(options)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -107,6 +163,28 @@ def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text!r}")
     return int(text)
+
+
+def _axis(text: str) -> int | None:
+    if text.lower() == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer or none, got {text!r}") from None
+
+
+def _eps(text: str) -> float:
+    try:
+        return checks.epsilon(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a finite number >= 0, got {text!r}") from None
+
+
+def _npy(text: str) -> Path:
+    if not text.endswith(".npy"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .npy, got {text!r}")
+    return Path(text)
 
 
 def _cannot_write(path: Path) -> str | None:

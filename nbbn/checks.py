@@ -61,14 +61,28 @@ def channels_of(x: Array, axis: int | None) -> int:
     return 1 if axis is None else int(x.shape[axis])
 
 
-def per_channel(name: str, value: Any, channels: int) -> Array:
-    """A 1-d float array with one value per channel."""
+def floats(name: str, value: Any) -> Array:
+    """A float32 or float64 array of any shape."""
     array = numpy_array(name, value)
     if not is_float(array):
         raise TypeError(f"{name}: expected dtype float32 or float64, got {array.dtype}")
+    return array
+
+
+def per_channel(name: str, value: Any, channels: int) -> Array:
+    """A 1-d float array with one value per channel."""
+    array = floats(name, value)
     if array.shape != (channels,):
         got = f"{array.size} values" if array.ndim == 1 else f"shape {array.shape}"
         raise ValueError(f"{name}: expected {channels} values, one per channel (shape ({channels},)), got {got}")
+    return array
+
+
+def vector(name: str, value: Any) -> Array:
+    """A 1-d float array: its length is the number of channels."""
+    array = floats(name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected 1 dimension, one value per channel, got shape {array.shape}")
     return array
 
 
@@ -174,6 +188,13 @@ def epsilon(value: Any) -> float:
     number = _real("eps", value)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"eps: expected a finite number >= 0, got {value!r}")
+    return number
+
+
+def at_least(name: str, value: Any, least: float) -> float:
+    number = _real(name, value)
+    if not least <= number < math.inf:
+        raise ValueError(f"{name}: expected a finite number >= {least:g}, got {value!r}")
     return number
 
 

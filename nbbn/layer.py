@@ -371,37 +371,63 @@ class BatchNorm(RunningStatistics):
 
     # --- state --------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Array]:
-        """Copies of parameters and running statistics under PyTorch's names.
+    def state_dict(self, *, style: state.Style = "torch", prefix: str = "") -> dict[str, Any]:
+        """Copies of parameters and running statistics, under the names of the framework they shall go to.
+
+        Parameters
+        ----------
+        style : {"torch", "keras", "flax"}
+            Whose names: see Returns.
+        prefix : str
+            In front of every name, such as ``"bn1."`` (PyTorch) or ``"bn1/"`` (Keras, and Flax, where it is the path
+            of the module within each collection).
 
         Returns
         -------
         dict of str to array
-            ``weight``, ``bias``, ``running_mean``, ``running_var``, ``num_batches_tracked``, as far as the layer
-            has them; with ``nonfinite="skip"`` also ``num_skipped``, which PyTorch does not know.
+            As far as the layer has them: ``weight``, ``bias``, ``running_mean``, ``running_var``,
+            ``num_batches_tracked`` (PyTorch; with ``nonfinite="skip"`` also ``num_skipped``, which it does not know);
+            ``gamma``, ``beta``, ``moving_mean``, ``moving_variance`` (Keras, in the order of its ``set_weights``);
+            ``{"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}``
+            (Flax's collections). `load_state_dict` reads all of them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `style` or `prefix` is none.
+
+        Notes
+        -----
+        Values are those of the layer: Keras and Flax average the population variance, PyTorch and this layer the
+        sample variance, n/(n-1) times as large: see `sample_to_population_var`. Tell the framework `eps` too.
 
         Examples
         --------
         >>> import nbbn
         >>> list(nbbn.BatchNorm(1).state_dict())
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+        >>> list(nbbn.BatchNorm(1).state_dict(style="keras", prefix="bn1/"))
+        ['bn1/gamma', 'bn1/beta', 'bn1/moving_mean', 'bn1/moving_variance']
         """
-        result = {name: array.copy() for name, array in self._arrays().items()}
+        counts: dict[str, Array] = {}
         if self.track_running_stats:
-            result["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
+            counts["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
         if self.track_running_stats and self.nonfinite == "skip":
-            result[counters.NAME] = self.num_skipped.copy()
-        return result
+            counts[counters.NAME] = self.num_skipped.copy()
+        return state.write(self._arrays(), counts, style, prefix)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> "BatchNorm":
+    def load_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> "BatchNorm":
         """Take parameters and running statistics from a state dict, all or nothing.
 
         Parameters
         ----------
         state_dict : mapping of str to array
             With PyTorch's names (``weight, bias, running_mean, running_var``), Keras's (``gamma, beta, moving_mean,
-            moving_variance``) or Flax's (``scale, bias, mean, var``). ``num_batches_tracked`` may be absent, but not
-            with ``debias=True`` or ``momentum=None``, which weigh the next batch by it; ``num_skipped`` may always be.
+            moving_variance``) or Flax's (``scale, bias, mean, var``, also nested in its collections, whose paths
+            are joined by ``/``). ``num_batches_tracked`` may be absent, but not with ``debias=True`` or
+            ``momentum=None``, which weigh the next batch by it; ``num_skipped`` may always be.
+        prefix : str
+            What the names begin with, such as ``"backbone.bn1."``; other entries are left alone.
 
         Returns
         -------
@@ -423,8 +449,8 @@ class BatchNorm(RunningStatistics):
         >>> nbbn.BatchNorm(1).load_state_dict(keras).running_mean
         array([3.], dtype=float32)
         """
-        entries, skipped = counters.split(state_dict)
-        found = state.read(entries)
+        entries, skipped = counters.split(state_dict, prefix)
+        found = state.read(entries, prefix)
         needs_count = self.track_running_stats and (self.debias or self.momentum is None)
         if needs_count and "num_batches_tracked" not in found:
             raise ValueError(

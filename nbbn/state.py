@@ -1,7 +1,7 @@
-"""State dicts: reading PyTorch's, Keras's and Flax's names, and checking everything before anything is used."""
+"""State dicts under PyTorch's, Keras's and Flax's names: written; read with everything checked before it is used."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,17 +18,57 @@ NAMES = {
 }
 
 
-#: The names that only Keras uses.
-_KERAS = {"gamma", "beta", "moving_mean", "moving_variance"}
+#: Whose names a state dict is written under.
+Style = Literal["torch", "keras", "flax"]
+
+#: The names that only Keras uses, by ours.
+_KERAS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+
+#: Flax's collections of variables, and its names within them.
+_FLAX = {
+    "params": {"weight": "scale", "bias": "bias"},
+    "batch_stats": {"running_mean": "mean", "running_var": "var"},
+}
+
+#: What Keras 2 writes behind every name in a file.
+_KERAS_SUFFIX = ":0"
+
+
+def write(arrays: dict[str, Array], counts: dict[str, Array], style: Style, prefix: str) -> dict[str, Any]:
+    """Copies of a layer's arrays under the names of a framework; `counts`, such as of batches, go with PyTorch's only.
+
+    Raises
+    ------
+    TypeError
+        If `prefix` is not a string.
+    ValueError
+        If `style` is none that we know.
+    """
+    _check_prefix(prefix)
+    if not isinstance(style, str) or style not in get_args(Style):
+        raise ValueError(f"style: expected one of {get_args(Style)}, got {style!r}")
+    if style == "flax":
+        path = [part for part in prefix.split("/") if part]
+        collections = {
+            collection: {theirs: arrays[ours].copy() for ours, theirs in names.items() if ours in arrays}
+            for collection, names in _FLAX.items()
+        }
+        return {collection: _nested(path, found) for collection, found in collections.items() if found}
+    if style == "keras":
+        return {prefix + _KERAS[name]: array.copy() for name, array in arrays.items()}
+    return {prefix + name: array.copy() for name, array in (arrays | counts).items()}
 
 
 def default_eps(state: Mapping[str, Any], prefix: str) -> float:
     """What the framework whose names these are adds to the variance by default: state dicts do not say."""
-    return 1e-3 if any(f"{prefix}{name}" in state for name in _KERAS) else 1e-5
+    keras = {f"{prefix}{name}" for name in _KERAS.values()}
+    return 1e-3 if any(key.removesuffix(_KERAS_SUFFIX) in keras for key in state) else 1e-5
 
 
 def read(state: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
     """The entries that begin with `prefix`, under our names, as NumPy arrays (not yet copies).
+
+    Nested mappings count as flat ones whose names are joined by "/"; Flax's collections in front do not count.
 
     Raises
     ------
@@ -37,17 +77,17 @@ def read(state: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
     ValueError
         If an entry has no name we know, or one quantity comes under two names.
     """
-    if not isinstance(prefix, str):
-        raise TypeError(f"prefix: expected a string, got {prefix!r}")
+    _check_prefix(prefix)
     if not isinstance(state, Mapping):
         raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state).__name__}")
     found: dict[str, Array] = {}
-    for key, value in state.items():
-        if not isinstance(key, str):
-            raise TypeError(f"state_dict: expected names as keys, got {key!r}")
+    for path, value in _flat(state):
+        collection, _, below = path.partition("/")
+        key = below if collection in _FLAX else path
         if not key.startswith(prefix):
             continue
-        ours = next((name for name, aliases in NAMES.items() if key[len(prefix) :] in aliases), None)
+        theirs = key[len(prefix) :].removesuffix(_KERAS_SUFFIX)
+        ours = next((name for name, aliases in NAMES.items() if theirs in aliases), None)
         if ours is None:
             known = ", ".join(alias for aliases in NAMES.values() for alias in aliases)
             raise ValueError(f"state_dict: expected names among {known} (prefix {prefix!r}), got {key!r}")
@@ -85,6 +125,27 @@ def layer_dtype(found: Mapping[str, Array]) -> np.dtype[Any]:
     """float64 if anything loaded is, else float32."""
     wide = any(a.dtype == np.float64 for name, a in found.items() if name != "num_batches_tracked")
     return FLOATS[1] if wide else FLOATS[0]
+
+
+def _check_prefix(prefix: Any) -> None:
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a string, got {prefix!r}")
+
+
+def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values; of nested mappings the names joined by "/"."""
+    for key, value in state.items():
+        if not isinstance(key, str):
+            raise TypeError(f"state_dict: expected names as keys, got {key!r}")
+        if not isinstance(value, Mapping):
+            yield key, value
+            continue
+        for below, leaf in _flat(value):
+            yield f"{key}/{below}", leaf
+
+
+def _nested(path: list[str], leaves: dict[str, Array]) -> dict[str, Any]:
+    return leaves if not path else {path[0]: _nested(path[1:], leaves)}
 
 
 def _as_array(key: str, value: Any) -> Array:

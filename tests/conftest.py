@@ -23,3 +23,12 @@ def threads():
     before = nbbn.get_num_threads()
     yield min(2, os.cpu_count() or 1)
     nbbn.set_num_threads(before)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Files are read in pieces of 96 bytes, two to a job: every way of cutting, on a few hundred values."""
+    from nbbn.files import arrays, summary
+
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 96)
+    monkeypatch.setattr(summary, "PIECES_PER_JOB", 2)

@@ -19,7 +19,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from nbbn import demo
-from nbbn.demo import digits, finetuning, inference, picture, report, running, speed, training
+from nbbn.demo import digits, finetuning, folding, inference, picture, report, running, speed, training
 from nbbn.demo.network import Network, cross_entropy
 
 
@@ -58,6 +58,7 @@ def results(data, network):
         "noise": running.noise(pool, rng, (4, 16, 64), repetitions=200),
         "fine_tuning": finetuning.fine_tuning(network, data, rng, batches=30),
         "speed": speed.speed(rng, shape=(8, 4, 8, 8), rounds=3),
+        "folding": folding.folding(network, data.test_images),
     }
 
 
@@ -153,6 +154,16 @@ def test_fine_tuning_corrupts_freeze_protects_recalibrate_repairs(results):
     assert abs(result.recalibrated.old - result.before.old) < 0.01
 
 
+def test_folding_costs_what_is_expected(results):
+    result = results["folding"]
+    assert result.different_answers == 0
+    assert result.logit_difference < 1e-4
+    for layer in result.layers:
+        for dtype, roundoff in (("float32", 2.0**-24), ("float16", 2.0**-11)):
+            assert 0.5 < layer.measured[dtype] / layer.expected[dtype] < 2
+            assert 0.1 < layer.measured[dtype] / roundoff < 10  # the channels are well-conditioned
+
+
 def test_parts_leave_the_trained_network_alone(data, network, results):
     assert not any(norm.frozen or norm.training for norm in network.norms)
     assert results["fine_tuning"].before.old == np.mean(network(data.test_images).argmax(1) == data.test_labels)
@@ -196,7 +207,7 @@ def test_sentences_follow_the_values(results):
 
 def test_picture(results, tmp_path):
     path = tmp_path / "demo.png"
-    picture.save(path, *(results[name] for name in list(results)[1:]))
+    picture.save(path, *(results[name] for name in list(results)[1:6]))
     header = path.read_bytes()[:24]
     assert header.startswith(b"\x89PNG")
     assert struct.unpack(">2I", header[16:]) == (1800, 1100)

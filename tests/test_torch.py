@@ -113,6 +113,10 @@ def test_state_dicts_both_ways():
     fresh = torch.nn.BatchNorm1d(3)
     fresh.load_state_dict(back)
     assert (fresh.running_var == theirs[1].running_var).all()
+    whole = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    prefixed = {name: torch.from_numpy(value) for name, value in ours.state_dict(prefix="1.").items()}
+    assert set(whole.load_state_dict(prefixed, strict=False).missing_keys) == {"0.weight", "0.bias"}
+    assert all((whole.state_dict()[name] == theirs.state_dict()[name]).all() for name in prefixed)
     with pytest.raises(TypeError, match="requires grad"):
         nbbn.BatchNorm(3).load_state_dict(dict(theirs[1].named_parameters()) | dict(theirs[1].named_buffers()))
 
@@ -143,3 +147,44 @@ def test_the_readme_s_claim_about_large_means():
     assert error(nbbn.batch_norm(x, *narrow)) > 1e-2, "float32 running statistics cannot hold the digits"
     layer = nbbn.BatchNorm(16, dtype=np.float64).recalibrate([x]).eval()
     assert error(layer(x)) < 2e-7
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("absent", [(), (1,), (5, 6)])
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d grouped", "transposed"])
+def test_folding_is_that_of_pytorch(kind, absent, dtype):
+    from torch.nn.utils import fusion
+
+    shape = {"linear": (6, 5), "conv1d": (6, 5, 3), "conv2d grouped": (6, 2, 3, 3), "transposed": (5, 6, 3, 3)}[kind]
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal(shape).astype(dtype)
+    b, mean, weight, bias = rng.standard_normal((4, 6)).astype(dtype)
+    arguments = [w, b, mean, rng.uniform(0.1, 3, 6).astype(dtype), 1e-5, weight, bias]
+    arguments = [None if i in absent else a for i, a in enumerate(arguments)]
+    tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    if kind == "linear":
+        for i, start in ((5, torch.ones(6)), (6, torch.zeros(6))):  # PyTorch's linear one cannot do without
+            tensors[i] = start.to(tensors[0].dtype) if tensors[i] is None else tensors[i]
+        ours, theirs = nbbn.fuse_linear_bn_weights(*arguments), fusion.fuse_linear_bn_weights(*tensors)
+    else:
+        transpose = kind == "transposed"
+        ours = nbbn.fuse_conv_bn_weights(*arguments, transpose)
+        theirs = fusion.fuse_conv_bn_weights(*tensors, transpose=transpose)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == dtype
+        # PyTorch rounds every step: at most 5 of them, of terms up to 10
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=5 * np.finfo(dtype).eps, atol=50 * np.finfo(dtype).eps)
+
+
+def test_a_folded_grouped_transposed_convolution_is_both_layers():
+    rng = np.random.default_rng(1)
+    w, x = (torch.from_numpy(rng.standard_normal(shape)) for shape in ((8, 3, 3, 3), (2, 8, 5, 5)))
+    b, mean, weight, bias = rng.standard_normal((4, 6))
+    var = rng.uniform(0.1, 3, 6)
+
+    def convolved(w, b):
+        return torch.nn.functional.conv_transpose2d(x, w, torch.from_numpy(b), stride=2, groups=2).numpy()
+
+    fused_w, fused_b = nbbn.fuse_conv_bn_weights(w.numpy(), b, mean, var, 1e-5, weight, bias, transpose=True)
+    expected = nbbn.normalize(convolved(w, b), mean, var, weight, bias)
+    np.testing.assert_allclose(convolved(torch.from_numpy(fused_w), fused_b), expected, rtol=1e-12, atol=1e-12)

@@ -16,7 +16,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn requires it
 
 import nbbn
-from nbbn.demo import digits, finetuning, inference, picture, report, running, speed, training
+from nbbn.demo import digits, finetuning, folding, inference, picture, report, running, speed, training
 from nbbn.demo.network import Network, accuracy
 
 Result = TypeVar("Result")
@@ -77,6 +77,12 @@ def run(seed: int, output: Path | None) -> None:
             report.fine_tuning,
         )
     timed = part("f  Speed on this machine", lambda: speed.speed(rng), report.speed)
+    with _one_thread():
+        part(
+            "g  Folded into the layers before: the normalization is gone",
+            lambda: folding.folding(network, data.test_images),
+            report.folding,
+        )
 
     console.print()
     if output is not None:

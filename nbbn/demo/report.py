@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nbbn.demo.finetuning import CONTRAST, FineTuning
+from nbbn.demo.folding import DTYPES, FoldedNetwork
 from nbbn.demo.inference import ForgottenEval, OneAtATime
 from nbbn.demo.running import Convergence, Noise, Track
 from nbbn.demo.speed import Speed
@@ -180,6 +181,25 @@ def speed(result: Speed) -> tuple[Table, str]:
     if scatter > 0.5:
         sentence += f"; the times scatter by {scatter:.0%}: something else may be using the processor"
     return table, sentence + "."
+
+
+def folding(result: FoldedNetwork) -> tuple[Table, str]:
+    """Table and sentence of part g."""
+    columns = [column for dtype in DTYPES for column in (f"{dtype}: expected", "measured")]
+    table = _table("norm layer", "|mean|/std", *columns)
+    for i, layer in enumerate(result.layers, 1):
+        values = [f"{v[dtype]:.1e}" for dtype in DTYPES for v in (layer.expected, layer.measured)]
+        table.add_row(str(i), f"up to {layer.largest_mean_over_std:.1f}", *values)
+
+    ratios = [layer.measured[dtype] / layer.expected[dtype] for layer in result.layers for dtype in DTYPES]
+    worst = {dtype: max(layer.measured[dtype] for layer in result.layers) for dtype in DTYPES}
+    sentence = (
+        f"Without its normalization layers the network differs by at most {result.logit_difference:.0e} in a logit and "
+        f"in {result.different_answers or 'no'} of {result.images} answers; rounding the folded weights moves the "
+        f"outputs of a layer by {worst['float32']:.0e} in float32 and would by {worst['float16']:.0e} in float16 "
+        f"(root mean square), {min(ratios):.1f} to {max(ratios):.1f} times what folding_error() expects."
+    )
+    return table, sentence
 
 
 def _table(*headers: str) -> Table:

@@ -81,22 +81,14 @@ def noise(
     momentum: float = 0.1,
     repetitions: int = 300,
 ) -> Noise:
-    r"""Standard error of the running statistics once they have forgotten where they started.
+    """Standard error of the running statistics once they have forgotten where they started.
 
-    An exponential average with momentum m of independent values of variance v has the variance v m / (2 - m). For
-    batches of B values drawn independently, with the fourth central moment :math:`\mu_4` of the pool,
-
-    .. math::
-        \mathrm{Var}(\bar x) = \sigma^2 / B, \qquad
-        \mathrm{Var}(s^2) = \left(\mu_4 - \sigma^4 \frac{B - 3}{B - 1}\right) / B
-
-    where s^2 is the sample variance (ddof=1), which `nbbn` averages. (Kenney & Keeping 1951, section 7.7.)
+    Predicted by `nbbn.expected_noise` for independent draws with the kurtosis of the pool.
     Repetitions are side by side as further channels.
     """
     population = nbbn.batch_stats(pool)
     mean, var = population.mean, population.var()
-    fourth_moment = ((pool - mean) ** 4).mean(0)
-    forgetting = momentum / (2 - momentum)
+    kurtosis = float((((pool - mean) ** 4).mean(0) / var**2).mean())
     # they start at the population's values, so only their variance has to settle: to 1e-4 of itself
     settle = int(np.ceil(np.log(1e-4) / np.log((1 - momentum) ** 2)))
     rows = []
@@ -107,13 +99,13 @@ def noise(
             nbbn.ema_update(running_mean, running_var, nbbn.batch_stats(x), momentum)
         mean_errors = (running_mean.reshape(repetitions, -1) - mean) / np.sqrt(var)
         var_errors = running_var.reshape(repetitions, -1) / var - 1
-        var_predicted = (fourth_moment / var**2 - (size - 3) / (size - 1)) / size
+        predicted = nbbn.expected_noise(momentum, size, kurtosis=kurtosis)
         rows.append(
             (
                 *_rms_with_uncertainty(mean_errors),
-                np.sqrt(forgetting / size),
+                predicted.mean,
                 *_rms_with_uncertainty(var_errors),
-                np.sqrt(forgetting * var_predicted.mean()),
+                predicted.var,
             )
         )
     return Noise(momentum, tuple(batch_sizes), repetitions, *np.array(rows).T)
