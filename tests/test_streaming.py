@@ -9,7 +9,7 @@ from numba.core import types
 from numba.np import numpy_support
 
 import nbbn
-from nbbn.cpu import caches, columns, jit, rows, rows_backward, small
+from nbbn.cpu import caches, columns, jit, rows, rows_backward, small_kernels
 from nbbn.cpu.storage import HALF
 
 POISON = 12345.0
@@ -132,7 +132,7 @@ def test_columns_and_gradients_have_them_too():
 def test_statistics_have_packed_fma_and_small_calls_no_non_temporal_stores():
     x, wide = np.zeros((1, 1, 1), np.float32), np.zeros(1)
     assert re.search(PACKED_FMA, assembly(rows.moments.serial, x, 1, wide, wide))
-    code = assembly(small._normalize_rows, x, x.copy(), wide, wide, wide, wide, 1e-5)
+    code = assembly(small_kernels.normalize_rows, x, x.copy(), wide, wide, wide, wide, 1e-5)
     assert re.search(PACKED_FMA, code)
     assert not re.search("vmovnt", code)
 
