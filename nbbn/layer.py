@@ -1,5 +1,6 @@
 """`BatchNorm`: the layer. Parameters, running statistics and the mode that decides which statistics are used."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nbbn import checks, state
-from nbbn.arrays import Array, numpy_array
+from nbbn.arrays import Array, any_array, assign, copied, full
 from nbbn.checks import NonFinite
 from nbbn.functional import batch_norm, batch_norm_backward, forward
 from nbbn.moments import Moments
@@ -49,7 +50,7 @@ class BatchNorm:
     dtype : dtype
         Of parameters and running statistics: float32 or float64, whatever `x` is.
     like : array, optional
-        Parameters are of this array's kind and on its device (this version: NumPy).
+        Parameters and running statistics are of this array's kind and on its device: NumPy, PyTorch, CuPy, Numba.
     nonfinite : {"propagate", "skip", "raise"}
         What NaN or infinite batch statistics do to the running ones: see `ema_update`. An average over all batches
         (``momentum=None``) cannot skip: a skipped one would count as if it had the old values.
@@ -132,14 +133,14 @@ class BatchNorm:
             raise ValueError(f"num_features: expected 1 with axis=None (one channel), got {num_features}")
         if self.momentum is None and nonfinite == "skip":
             raise ValueError("nonfinite: expected 'propagate' or 'raise' beside momentum=None, got 'skip'")
-        if like is not None:
-            numpy_array("like", like)
         dtype = checks.parameter_dtype(dtype)
+        if like is not None:
+            any_array("like", like)
 
-        self.weight = np.ones(num_features, dtype) if affine else None
-        self.bias = np.zeros(num_features, dtype) if affine else None
-        self.running_mean = np.zeros(num_features, dtype) if track_running_stats else None
-        self.running_var = np.ones(num_features, dtype) if track_running_stats else None
+        self.weight = full(num_features, 1.0, dtype, like) if affine else None
+        self.bias = full(num_features, 0.0, dtype, like) if affine else None
+        self.running_mean = full(num_features, 0.0, dtype, like) if track_running_stats else None
+        self.running_var = full(num_features, 1.0, dtype, like) if track_running_stats else None
         self.num_batches_tracked = 0
         self.grad_weight = None
         self.grad_bias = None
@@ -269,13 +270,17 @@ class BatchNorm:
         FloatingPointError
             With ``nonfinite="raise"``; nothing has changed then.
         """
-        x = checks.data("x", x)
-        channel = checks.channel_axis(x, self.axis)
-        checks.number_of_channels(x, channel, self.num_features)
+        view = checks.data("x", x)
+        channel = checks.channel_axis(view, self.axis)
+        checks.number_of_channels(view, channel, self.num_features)
         moves = self._training and not self._frozen
-        return self._normalize_with_batch(x, moves) if moves or not self.track_running_stats else self._evaluate(x)
+        return (
+            self._normalize_with_batch(x, view.size, moves)
+            if moves or not self.track_running_stats
+            else self._evaluate(x)
+        )
 
-    def _normalize_with_batch(self, x: Array, moves: bool) -> Array:
+    def _normalize_with_batch(self, x: Array, size: int, moves: bool) -> Array:
         tracked = self.num_batches_tracked + 1
         y, stats, skipped = forward(
             x,
@@ -292,7 +297,7 @@ class BatchNorm:
         )
         assert stats is not None  # asked for
         self._forward = _Forward(x, stats.mean, stats.var(), True, self._frozen)
-        if moves and x.size and self.track_running_stats:
+        if moves and size and self.track_running_stats:
             self.num_batches_tracked = tracked
         warn_skipped(skipped, stats, stacklevel=4)
         return y
@@ -301,7 +306,7 @@ class BatchNorm:
         y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps, axis=self.axis)
         assert self.running_mean is not None  # evaluation has running statistics
         assert self.running_var is not None
-        self._forward = _Forward(x, self.running_mean.copy(), self.running_var.copy(), False, self._frozen)
+        self._forward = _Forward(x, copied(self.running_mean), copied(self.running_var), False, self._frozen)
         return y
 
     def backward(self, grad_out: Array) -> Array:
@@ -401,15 +406,18 @@ class BatchNorm:
         number = 0
         for batch in batches:
             stats = batch_stats(batch, axis=self.axis)
-            if stats.count.size != self.num_features:
+            if stats.count.shape[0] != self.num_features:
                 raise ValueError(
-                    f"batches: expected {self.num_features} channels, got {stats.count.size} in batch {number}"
+                    f"batches: expected {self.num_features} channels, got {stats.count.shape[0]} in batch {number}"
                 )
             total += stats
-            number += 1 if stats.count.any() else 0  # an empty batch does not count in training either
-        if not total.count.any():
+            # an empty batch does not count in training either
+            number += 1 if math.prod(batch.shape) else 0
+        if not number:
             raise ValueError(f"batches: expected at least one value per channel, got none in {number} batches")
-        dtype = self.running_mean.dtype
+        dtype = any_array("running_mean", self.running_mean).dtype
+        if type(total.mean) is not np.ndarray:
+            total = total.to_numpy()
         with np.errstate(over="ignore"):
             mean, var = total.mean.astype(dtype), total.var().astype(dtype)
         if self.nonfinite != "propagate" and not (np.isfinite(mean).all() and np.isfinite(var).all()):
@@ -417,7 +425,9 @@ class BatchNorm:
                 f"batches: expected finite statistics (nonfinite={self.nonfinite!r}), got NaN or infinity; "
                 "nothing was changed"
             )
-        self.running_mean[:], self.running_var[:], self.num_batches_tracked = mean, var, number
+        assign(self.running_mean, mean)
+        assign(self.running_var, var)
+        self.num_batches_tracked = number
         return self
 
     # --- state --------------------------------------------------------------------------------------------------
@@ -437,7 +447,7 @@ class BatchNorm:
         >>> list(nbbn.BatchNorm(1).state_dict())
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
         """
-        result = {name: array.copy() for name, array in self._arrays().items()}
+        result = {name: copied(array) for name, array in self._arrays().items()}
         if self.track_running_stats:
             result["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
         return result
@@ -478,9 +488,9 @@ class BatchNorm:
             raise ValueError(f"state_dict: expected {sorted(mine)} for this layer, got {sorted(found)}")
         for name, array in mine.items():
             checks.running(name, array, self.num_features)
-        values = {name: state.per_channel(name, found[name], array) for name, array in mine.items()}
+        values = {name: state.per_channel(name, found[name], any_array(name, array)) for name, array in mine.items()}
         for name, array in mine.items():
-            array[:] = values[name]
+            assign(array, values[name])
         self.num_batches_tracked = count
         self._forward = None
         return self

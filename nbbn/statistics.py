@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nbbn import backends, checks, placement, quick
-from nbbn.arrays import Array
+from nbbn.arrays import Array, any_array, in_host_memory, on_device
 from nbbn.backends import RunningUpdate
 from nbbn.checks import NonFinite
 from nbbn.moments import Moments
@@ -130,17 +130,26 @@ def ema_update(
     """
     if not isinstance(stats, Moments):
         raise TypeError(f"stats: expected Moments, got {type(stats).__name__}")
-    checks.running("running_mean", running_mean, stats.count.size)
-    running = checks.running_pair(running_mean, running_var, stats.count.size)
+    channels = stats.count.shape[0]
+    checks.same_place(checks.running("running_mean", running_mean, channels), stats=any_array("stats", stats.count))
+    running = checks.running_pair(running_mean, running_var, channels)
     assert running is not None  # running_mean is an array: checked just before
     rate = checks.momentum(momentum, decay)
     ddof = checks.delta_degrees_of_freedom(ddof)
     policy = checks.nonfinite(nonfinite)
-    checks.enough_values(stats.count, ddof)
+    checks.same_place(running[0], running_var=running[1])
+    if policy != "propagate" or not on_device(running[0]):  # "propagate" reads nothing back from a device
+        checks.enough_values(in_host_memory(stats.count), ddof)
     update = RunningUpdate(*running, rate, ddof, policy == "skip")
     if policy == "raise":
         refuse_nonfinite("stats", stats, update)
-    warn_skipped(backends.current().ema(stats.count, stats.mean, stats.m2, update), stats)
+    warn_skipped(move_running(stats, update), stats)
+
+
+def move_running(stats: Moments, update: RunningUpdate) -> int:
+    """Moving averages of every channel with values; returns the number of channels skipped."""
+    fields = [any_array("stats", values) for values in (stats.count, stats.mean, stats.m2)]
+    return backends.serving(fields[0]).ema(*fields, update)
 
 
 # --- the policy for batches that are not finite ---
@@ -148,6 +157,7 @@ def ema_update(
 
 def refuse_nonfinite(name: str, stats: Moments, update: RunningUpdate | None) -> None:
     """`nonfinite="raise"`: look at the statistics, in the precision they would be stored in, before writing."""
+    stats = stats if type(stats.mean) is np.ndarray else stats.to_numpy()
     mean, var = stats.mean, stats.var(0)
     with np.errstate(over="ignore", invalid="ignore"):
         if update is not None:
@@ -165,7 +175,7 @@ def warn_skipped(skipped: int, stats: Moments, stacklevel: int = 3) -> None:
     """`nonfinite="skip"`: say how many channels were kept."""
     if skipped:
         warnings.warn(
-            f"{skipped} of {stats.count.size} channels had NaN or infinite batch statistics; "
+            f"{skipped} of {stats.count.shape[0]} channels had NaN or infinite batch statistics; "
             "their running statistics were kept",
             NonFiniteWarning,
             stacklevel=stacklevel,

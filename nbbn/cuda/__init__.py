@@ -1,0 +1,184 @@
+"""The CUDA backend: picks a kernel and a launch plan. The contract is `nbbn.backends.Backend`.
+
+Views and per-channel arrays are `nbbn.cuda.device.DeviceArray`. Importing needs neither a driver nor numba-cuda;
+`nbbn.cuda.requirements` says what is missing before anything is called.
+"""
+
+from contextlib import nullcontext
+from functools import lru_cache
+
+from nbbn.cuda import channels, formulas, launch
+from nbbn.cuda.affine_rows import affine_rows
+from nbbn.cuda.jit import SIMULATED, cuda
+from nbbn.cuda.launch import Layout, Rows
+from nbbn.cuda.moments_rows import moments_rows
+from nbbn.cuda.storage import KINDS, WIDEST
+from nbbn.cuda.workspace import queue_of, read_skipped, workspace
+
+name = "cuda"
+small = None  # a launch costs more than the checks of the long way
+
+
+def moments(x, where, count, mean, m2):
+    _moments(_Call(x), x, where, count, mean, m2, None)
+
+
+def affine(x, mean, var, weight, bias, eps, residual, relu, out):
+    _affine(_Call(x), x, mean, var, 1.0, weight, bias, eps, residual, relu, out)
+
+
+def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
+    """Two launches: statistics with the moving averages, then normalization, which begins where the first ended."""
+    call = _Call(x)
+    skipped = _moments(call, x, None, count, mean, m2, update)
+    values = float(x.shape[0] * x.shape[2])
+    _affine(call, x, mean, m2, values, weight, bias, eps, residual, relu, out)
+    return skipped()
+
+
+def ema(count, mean, m2, update):
+    call = _Call(count)
+    space = call.workspace(0, 0)
+    running, flags = _running(update)
+    call.launch(
+        channels.ema(), call.per_channel(count), 256, count.address, mean.address, m2.address, *running, flags,
+        count.size, space.skipped,
+    )  # fmt: skip
+    return call.skipped(update, space)()
+
+
+class _Call:
+    """Where a call runs: the device of its first array, on that array's stream."""
+
+    def __init__(self, x):
+        self.device, self.stream = x.device, x.stream()
+        self.queue = queue_of(self.stream)
+
+    def plan(self, arrays, reduces):
+        return launch.plan(_layout(arrays), properties(self.device), reduces)
+
+    def workspace(self, tickets, pairs):
+        with self._there():
+            return workspace(self.device, self.stream, tickets, pairs)
+
+    def launch(self, kernel, blocks, threads, *arguments):
+        with self._there():
+            kernel[blocks, threads, self.queue](*arguments)
+
+    def skipped(self, update, space):
+        """A function that says how many channels were skipped: only if asked to skip does it look, and wait."""
+        if update is None or not update.skip_nonfinite:
+            return lambda: 0
+        return lambda: read_skipped(space, self.stream)
+
+    def per_channel(self, array):
+        """Blocks for one thread per channel."""
+        return max(1, -(-array.size // 256))
+
+    def _there(self):
+        if SIMULATED or self.device is None or self.device == cuda.get_current_device().id:
+            return nullcontext()
+        return cuda.gpus[self.device]
+
+
+@lru_cache(64)
+def properties(device):
+    """What plans need to know of a device."""
+    if SIMULATED:
+        return SIMULATED_DEVICE
+    return launch.Device.of(cuda.get_current_device() if device is None else cuda.gpus[device])
+
+
+#: Small, so that small arrays are shared between blocks.
+SIMULATED_DEVICE = launch.Device(4, 1 << 20)
+
+
+def _moments(call, x, where, count, mean, m2, update):
+    outer, _, inner = x.shape
+    plan = call.plan((x,), True)
+    running, flags = _running(update)
+    results = count.address, mean.address, m2.address, *running, flags
+    space = call.workspace(plan.blocks, plan.blocks)
+    sums = space.sums, space.first_ticket
+    if isinstance(plan, Rows):
+        kernel = moments_rows(x.kind.name, plan.lanes)
+        call.launch(
+            kernel, plan.blocks, plan.threads, x.address, *_strides(x), outer, inner, plan.parts, *sums, *results,
+            space.skipped,
+        )  # fmt: skip
+    else:
+        raise NotImplementedError
+    return call.skipped(update, space)
+
+
+def _affine(call, x, mean, var, divisor, weight, bias, eps, residual, relu, out):
+    outer, channel_count, inner = x.shape
+    addend = x if residual is None else residual
+    plan = call.plan((x, out) if residual is None else (x, residual, out), False)
+    flags = formulas.HAS_RESIDUAL if residual is not None else 0
+    for given, bit in ((weight, formulas.HAS_WEIGHT), (bias, formulas.HAS_BIAS)):
+        flags |= bit if given is not None else 0
+    parameters, wide = _parameters(mean=mean, var=var, weight=weight, bias=bias)
+    mean, var, weight, bias = (0 if a is None else a.address for a in parameters)
+    floor = 0.0 if relu else -float("inf")
+    places = x.address, *_strides(x), addend.address, *_strides(addend), out.address, *_strides(out)
+    kinds = x.kind.name, addend.kind.name, out.kind.name
+    coefficients = mean, var, divisor, weight, bias, eps, floor, flags | wide
+    if isinstance(plan, Rows):
+        kernel = affine_rows(*kinds, plan.lanes)
+        call.launch(kernel, plan.blocks, plan.threads, *places, outer, inner, plan.parts, *coefficients)
+    else:
+        raise NotImplementedError
+
+
+# --- arguments of kernels -------------------------------------------------------------------------------------------
+
+
+def _layout(arrays):
+    """The geometry of views of one shape, for a launch plan."""
+    outer, channel_count, inner = arrays[0].shape
+    most = min(min(a.kind.most_lanes for a in arrays), WIDEST // max(a.kind.itemsize for a in arrays))
+    rows = channel_rows = most
+    packed = True
+    for array in arrays:
+        row, channel, _ = array.strides
+        places = (array.address, row if outer > 1 else 0)
+        rows = min(rows, launch.alignment(array.kind.itemsize, most, places))
+        places = (*places, channel if channel_count > 1 else 0)
+        channel_rows = min(channel_rows, launch.alignment(array.kind.itemsize, most, places))
+        packed = packed and (channel_count == 1 or channel == inner * array.kind.itemsize)
+    itemsize = max(a.kind.itemsize for a in arrays)
+    return Layout(outer, channel_count, inner, itemsize, rows, channel_rows, packed)
+
+
+def _strides(array):
+    """Steps along outer and channels, in values; 0 along an axis of length 1."""
+    itemsize = array.kind.itemsize
+    return tuple(step // itemsize if n > 1 else 0 for n, step in zip(array.shape[:2], array.strides[:2], strict=True))
+
+
+_WIDE = {
+    "mean": formulas.WIDE_MEAN,
+    "var": formulas.WIDE_VAR,
+    "weight": formulas.WIDE_WEIGHT,
+    "bias": formulas.WIDE_BIAS,
+}
+
+
+def _parameters(**arrays):
+    """The arrays, contiguous, and the flags that say which are float64."""
+    flags = 0
+    for key, array in arrays.items():
+        if array is not None and array.dtype.char == "d":
+            flags |= _WIDE[key]
+    packed = (a if a is None or a.flags.c_contiguous else a.contiguous() for a in arrays.values())
+    return tuple(packed), flags
+
+
+def _running(update):
+    """Addresses of the running arrays, momentum, ddof, and flags."""
+    if update is None:
+        return (0, 0, 0.0, 0), 0
+    (mean, var), flags = _parameters(mean=update.running_mean, var=update.running_var)
+    flags |= formulas.HAS_RUNNING | (formulas.SKIP_NONFINITE if update.skip_nonfinite else 0)
+    return (mean.address, var.address, float(update.momentum), update.ddof), flags
