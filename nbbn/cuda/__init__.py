@@ -8,9 +8,11 @@ from contextlib import nullcontext
 from functools import lru_cache
 
 from nbbn.cuda import channels, formulas, launch
+from nbbn.cuda.affine_columns import affine_columns
 from nbbn.cuda.affine_rows import affine_rows
 from nbbn.cuda.jit import SIMULATED, cuda
 from nbbn.cuda.launch import Layout, Rows
+from nbbn.cuda.moments_columns import moments_columns
 from nbbn.cuda.moments_rows import moments_rows
 from nbbn.cuda.storage import KINDS, WIDEST
 from nbbn.cuda.workspace import queue_of, read_skipped, workspace
@@ -107,7 +109,10 @@ def _moments(call, x, where, count, mean, m2, update):
             space.skipped,
         )  # fmt: skip
     else:
-        raise NotImplementedError
+        call.launch(
+            moments_columns(x.kind.name, plan.lanes), plan.blocks, plan.threads, x.address, _strides(x)[0],
+            *x.shape, *_tile(plan), *sums, *results, space.skipped,
+        )  # fmt: skip
     return call.skipped(update, space)
 
 
@@ -128,7 +133,11 @@ def _affine(call, x, mean, var, divisor, weight, bias, eps, residual, relu, out)
         kernel = affine_rows(*kinds, plan.lanes)
         call.launch(kernel, plan.blocks, plan.threads, *places, outer, inner, plan.parts, *coefficients)
     else:
-        raise NotImplementedError
+        places = tuple(p for a in (x, addend, out) for p in (a.address, _strides(a)[0]))
+        call.launch(
+            affine_columns(*kinds, plan.lanes), plan.blocks, plan.threads, *places, *x.shape, *_tile(plan),
+            *coefficients,
+        )  # fmt: skip
 
 
 # --- arguments of kernels -------------------------------------------------------------------------------------------
@@ -149,6 +158,10 @@ def _layout(arrays):
         packed = packed and (channel_count == 1 or channel == inner * array.kind.itemsize)
     itemsize = max(a.kind.itemsize for a in arrays)
     return Layout(outer, channel_count, inner, itemsize, rows, channel_rows, packed)
+
+
+def _tile(plan):
+    return plan.channels, plan.across, plan.deep, plan.tiles, plan.splits
 
 
 def _strides(array):

@@ -202,6 +202,8 @@ def _elementwise(arity, operation):
     def signature(*kinds):
         return next(kind for kind in kinds if isinstance(kind, types.UniTuple))(*kinds)
 
+    if arity == 1:
+        return intrinsic(lambda typing, a: (signature(a), generate))
     if arity == 2:
         return intrinsic(lambda typing, a, b: (signature(a, b), generate))
     return intrinsic(lambda typing, a, b, c: (signature(a, b, c), generate))
@@ -217,12 +219,25 @@ multiply = _elementwise(2, lambda builder, a, b: builder.fmul(a, b))
 fma = _elementwise(3, _fma)
 
 
+def _magnitude(builder, value):
+    negative = builder.fcmp_ordered("<", value, ir.Constant(value.type, 0.0))
+    return builder.select(negative, builder.fsub(ir.Constant(value.type, -0.0), value), value)
+
+
+def _finite_or_zero(builder, value):
+    """0 for what is infinite or NaN."""
+    finite = builder.fcmp_ordered("<", _magnitude(builder, value), ir.Constant(value.type, float("inf")))
+    return builder.select(finite, value, ir.Constant(value.type, 0.0))
+
+
 def _cut(builder, value, floor):
     """`floor` where the value is less; a NaN stays one."""
     return builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
 
 
 cut = _elementwise(2, _cut)
+magnitude = _elementwise(1, _magnitude)
+finite_or_zero = _elementwise(1, _finite_or_zero)
 
 
 @intrinsic

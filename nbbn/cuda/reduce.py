@@ -55,8 +55,9 @@ def block_sums(first, second, slots):
 @device
 def is_last(tickets, number, blocks, ticket):
     """Whether this block is the last of `blocks` to come here; what the others stored before is then visible."""
+    cuda.threadfence()
+    cuda.syncthreads()
     if cuda.threadIdx.x == 0:
-        cuda.threadfence()
         ticket[0] = simd.take_ticket(tickets, number)
     cuda.syncthreads()
     last = ticket[0] == blocks - 1

@@ -168,6 +168,8 @@ add = _elementwise(lambda a, b: a + b)
 subtract = _elementwise(lambda a, b: a - b)
 multiply = _elementwise(lambda a, b: a * b)
 fma = _elementwise(_fma)
+magnitude = _elementwise(abs)
+finite_or_zero = _elementwise(lambda value: value if abs(value) < np.inf else type(value)(0))
 cut = _elementwise(lambda value, floor: floor if value < floor else value)
 
 

@@ -49,7 +49,7 @@ def close(got, wanted, bound):
     np.testing.assert_array_compare(np.less_equal, np.abs(got - wanted), np.broadcast_to(bound, np.shape(got)))
 
 
-@pytest.mark.parametrize("shape", ROWS)
+@pytest.mark.parametrize("shape", ROWS + COLUMNS)
 def test_moments_and_training(shape):
     check_training(shape, "float32")
 
