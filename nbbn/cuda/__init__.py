@@ -7,11 +7,12 @@ Views and per-channel arrays are `nbbn.cuda.device.DeviceArray`. Importing needs
 from contextlib import nullcontext
 from functools import lru_cache
 
-from nbbn.cuda import channels, formulas, launch
+from nbbn.cuda import channels, formulas, gradient_sums, input_gradient, launch
 from nbbn.cuda.affine_columns import affine_columns
 from nbbn.cuda.affine_rows import affine_rows
 from nbbn.cuda.jit import SIMULATED, cuda
 from nbbn.cuda.launch import Layout, Rows
+from nbbn.cuda.masked import masked_moments
 from nbbn.cuda.moments_columns import moments_columns
 from nbbn.cuda.moments_rows import moments_rows
 from nbbn.cuda.storage import KINDS, WIDEST
@@ -22,7 +23,10 @@ small = None  # a launch costs more than the checks of the long way
 
 
 def moments(x, where, count, mean, m2):
-    _moments(_Call(x), x, where, count, mean, m2, None)
+    if where is None:
+        _moments(_Call(x), x, count, mean, m2, None)
+    else:
+        _masked_moments(_Call(x), x, where, count, mean, m2)
 
 
 def affine(x, mean, var, weight, bias, eps, residual, relu, out):
@@ -32,7 +36,7 @@ def affine(x, mean, var, weight, bias, eps, residual, relu, out):
 def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
     """Two launches: statistics with the moving averages, then normalization, which begins where the first ended."""
     call = _Call(x)
-    skipped = _moments(call, x, None, count, mean, m2, update)
+    skipped = _moments(call, x, count, mean, m2, update)
     values = float(x.shape[0] * x.shape[2])
     _affine(call, x, mean, m2, values, weight, bias, eps, residual, relu, out)
     return skipped()
@@ -47,6 +51,63 @@ def ema(count, mean, m2, update):
         count.size, space.skipped,
     )  # fmt: skip
     return call.skipped(update, space)()
+
+
+def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight, grad_bias):
+    """Two launches: the sums with the parameter gradients, then the input gradient."""
+    call = _Call(x)
+    outer, channel_count, inner = x.shape
+    plan = call.plan((grad_out, x), True)
+    (center, spread, factor), flags = _parameters(mean=mean, var=var, weight=weight)
+    flags |= formulas.HAS_WEIGHT if weight is not None else 0
+    flags |= formulas.WIDE_GRADIENT if grad_weight.dtype.char == "d" else 0
+    space = call.workspace(plan.blocks, channel_count * (1 + _shares(plan)))
+    totals, work = space.sums, space.sums + 16 * channel_count
+    parameters = center.address, spread.address, 0 if factor is None else factor.address, float(eps), flags
+    kinds = grad_out.kind.name, x.kind.name
+    results = grad_weight.address, grad_bias.address
+    if isinstance(plan, Rows):
+        call.launch(
+            gradient_sums.rows(*kinds, plan.lanes), plan.blocks, plan.threads, *_places(grad_out, x), outer, inner,
+            plan.parts, work, space.first_ticket, totals, *parameters, *results,
+        )  # fmt: skip
+    else:
+        call.launch(
+            gradient_sums.columns(*kinds, plan.lanes), plan.blocks, plan.threads, *_row_places(grad_out, x), *x.shape,
+            *_tile(plan), work, space.first_ticket, totals, *parameters, *results,
+        )  # fmt: skip
+    if not training:  # mean and var are constants: the gradient is scaled, nothing else
+        _affine(call, grad_out, None, var, 1.0, weight, None, eps, None, False, grad_x)
+        return
+    kinds = *kinds, grad_x.kind.name
+    plan = call.plan((grad_out, x, grad_x), False)
+    if isinstance(plan, Rows):
+        call.launch(
+            input_gradient.rows(*kinds, plan.lanes), plan.blocks, plan.threads, *_places(grad_out, x, grad_x), outer,
+            inner, plan.parts, totals, *parameters,
+        )  # fmt: skip
+    else:
+        call.launch(
+            input_gradient.columns(*kinds, plan.lanes), plan.blocks, plan.threads,
+            *_row_places(grad_out, x, grad_x), *x.shape, *_tile(plan), totals, *parameters,
+        )  # fmt: skip
+
+
+def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2):
+    _combine(channels.merge(), (count_a, mean_a, m2_a, count_b, mean_b, m2_b), (count, mean, m2))
+
+
+def remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2):
+    _combine(channels.remove(), (count_all, mean_all, m2_all, count_b, mean_b, m2_b), (count, mean, m2))
+
+
+def variances(count, m2, ddof, root, out):
+    """The variance of every channel, or its square root: what `Moments` computes by itself in host memory."""
+    call = _Call(count)
+    call.launch(
+        channels.variances(), call.per_channel(count), 256, count.address, m2.address, ddof, int(root), out.address,
+        count.size,
+    )  # fmt: skip
 
 
 class _Call:
@@ -95,12 +156,30 @@ def properties(device):
 SIMULATED_DEVICE = launch.Device(4, 1 << 20)
 
 
-def _moments(call, x, where, count, mean, m2, update):
+def _combine(kernel, arguments, results):
+    call = _Call(arguments[0])
+    # what comes from a library may be a view with strides
+    packed = (a if a.flags.c_contiguous else a.contiguous() for a in arguments)
+    addresses = [a.address for a in (*packed, *results)]
+    call.launch(kernel, call.per_channel(results[0]), 256, *addresses, results[0].size)
+
+
+def _masked_moments(call, x, where, count, mean, m2):
+    outer, channel_count, inner = x.shape
+    parts = max(1, min(outer * inner // 4096, -(-2 * properties(x.device).multiprocessors // channel_count)))
+    space = call.workspace(channel_count, 2 * channel_count * parts)  # records of three numbers
+    call.launch(
+        masked_moments(x.kind.name), channel_count * parts, 256, x.address, *_strides(x), where.address,
+        *where.strides, outer, inner, parts, space.sums, space.first_ticket, count.address, mean.address, m2.address,
+    )  # fmt: skip
+
+
+def _moments(call, x, count, mean, m2, update):
     outer, _, inner = x.shape
     plan = call.plan((x,), True)
     running, flags = _running(update)
     results = count.address, mean.address, m2.address, *running, flags
-    space = call.workspace(plan.blocks, plan.blocks)
+    space = call.workspace(plan.blocks, x.shape[1] * _shares(plan))
     sums = space.sums, space.first_ticket
     if isinstance(plan, Rows):
         kernel = moments_rows(x.kind.name, plan.lanes)
@@ -121,21 +200,22 @@ def _affine(call, x, mean, var, divisor, weight, bias, eps, residual, relu, out)
     addend = x if residual is None else residual
     plan = call.plan((x, out) if residual is None else (x, residual, out), False)
     flags = formulas.HAS_RESIDUAL if residual is not None else 0
+    flags |= formulas.CONSTANT_STATISTICS if mean is None else 0
     for given, bit in ((weight, formulas.HAS_WEIGHT), (bias, formulas.HAS_BIAS)):
         flags |= bit if given is not None else 0
     parameters, wide = _parameters(mean=mean, var=var, weight=weight, bias=bias)
     mean, var, weight, bias = (0 if a is None else a.address for a in parameters)
     floor = 0.0 if relu else -float("inf")
-    places = x.address, *_strides(x), addend.address, *_strides(addend), out.address, *_strides(out)
     kinds = x.kind.name, addend.kind.name, out.kind.name
-    coefficients = mean, var, divisor, weight, bias, eps, floor, flags | wide
+    coefficients = mean, var, divisor, weight, bias, float(eps), floor, flags | wide
     if isinstance(plan, Rows):
         kernel = affine_rows(*kinds, plan.lanes)
-        call.launch(kernel, plan.blocks, plan.threads, *places, outer, inner, plan.parts, *coefficients)
-    else:
-        places = tuple(p for a in (x, addend, out) for p in (a.address, _strides(a)[0]))
         call.launch(
-            affine_columns(*kinds, plan.lanes), plan.blocks, plan.threads, *places, *x.shape, *_tile(plan),
+            kernel, plan.blocks, plan.threads, *_places(x, addend, out), outer, inner, plan.parts, *coefficients
+        )
+    else:
+        call.launch(
+            affine_columns(*kinds, plan.lanes), plan.blocks, plan.threads, *_row_places(x, addend, out), *x.shape, *_tile(plan),
             *coefficients,
         )  # fmt: skip
 
@@ -158,6 +238,21 @@ def _layout(arrays):
         packed = packed and (channel_count == 1 or channel == inner * array.kind.itemsize)
     itemsize = max(a.kind.itemsize for a in arrays)
     return Layout(outer, channel_count, inner, itemsize, rows, channel_rows, packed)
+
+
+def _places(*arrays):
+    """Address and both strides of every array."""
+    return tuple(p for array in arrays for p in (array.address, *_strides(array)))
+
+
+def _row_places(*arrays):
+    """Address and stride along outer of every array, whose rows are packed."""
+    return tuple(p for array in arrays for p in (array.address, _strides(array)[0]))
+
+
+def _shares(plan):
+    """How many blocks share a channel."""
+    return plan.parts if isinstance(plan, Rows) else plan.splits
 
 
 def _tile(plan):

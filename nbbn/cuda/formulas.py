@@ -22,7 +22,7 @@ gradient_coefficients = device(formulas.gradient_coefficients)
 
 # What a launch says in one integer: which arrays there are, and which of them hold float64 (the others float32).
 HAS_WEIGHT, HAS_BIAS, HAS_RUNNING, SKIP_NONFINITE, HAS_RESIDUAL, CONSTANT_STATISTICS = (1 << k for k in range(6))
-WIDE_MEAN, WIDE_VAR, WIDE_WEIGHT, WIDE_BIAS = (1 << k for k in range(8, 12))
+WIDE_MEAN, WIDE_VAR, WIDE_WEIGHT, WIDE_BIAS, WIDE_GRADIENT = (1 << k for k in range(8, 13))
 
 
 @device
@@ -113,3 +113,47 @@ def finish(c, values, mean, m2, count_out, mean_out, m2_out, running_mean, runni
     if flags & HAS_RUNNING:
         if move_running(c, values, mean, m2, running_mean, running_var, momentum, ddof, flags):
             simd.take_ticket(skipped, 0)
+
+
+@device
+def weight_of(weight, c, flags):
+    return parameter(weight, c, flags & WIDE_WEIGHT) if flags & HAS_WEIGHT else 1.0
+
+
+@device
+def gradient_fits_float32(mean, inv_std, weight):
+    """Whether float32 arithmetic serves the gradients of a channel."""
+    power = inv_std * inv_std
+    return (
+        fits_float32(mean, 0.0, inv_std)
+        and fits_float32(mean, 0.0, power)
+        and fits_float32(mean, 0.0, inv_std * weight)
+        and fits_float32(mean, 0.0, power * inv_std * weight)
+    )
+
+
+@device
+def finish_gradients(c, total, products, low, mean, var, eps, flags, totals, grad_weight, grad_bias):
+    """Store the parameter gradients of a channel, and both sums for the input gradient.
+
+    `products` were summed with x - high, `low` is what the mean has besides.
+    """
+    if abs(low) > 0.0 and is_finite(total):
+        products -= low * total
+    simd.store_float64(totals, 2 * c, total)
+    simd.store_float64(totals, 2 * c + 1, products)
+    inv_std = inverse_std(parameter(var, c, flags & WIDE_VAR), eps)
+    set_parameter(grad_weight, c, flags & WIDE_GRADIENT, products * inv_std)
+    set_parameter(grad_bias, c, flags & WIDE_GRADIENT, total)
+
+
+@device
+def input_gradient(c, count, mean, var, weight, eps, flags, totals):
+    """(mean, scale, slope, offset, whether float32 serves) of grad_x = scale * g + slope * (x - mean) + offset."""
+    center = parameter(mean, c, flags & WIDE_MEAN)
+    inv_std = inverse_std(parameter(var, c, flags & WIDE_VAR), eps)
+    w = weight_of(weight, c, flags)
+    total = simd.load_float64(totals, 2 * c)
+    products = simd.load_float64(totals, 2 * c + 1)
+    scale, slope, offset = gradient_coefficients(count, total, products, inv_std, w)
+    return center, scale, slope, offset, gradient_fits_float32(center, inv_std, w)

@@ -1,11 +1,8 @@
 """The contract on simulated CUDA kernels: every layout, kind of storage and operation, against the reference."""
 
-from dataclasses import replace
-
 import device_arrays
 import numpy as np
 import pytest
-import simulator
 
 import nbbn.cuda as cuda
 from nbbn import reference
@@ -79,3 +76,45 @@ def check_training(shape, kind):
     close(host(out), expected, scale * (2 * EPS[kind] + 3e-6 * (kind != "float64") + 1e-12))
     close(host(update.running_mean), 0.25 * mean, 1e-6)
     close(host(update.running_var), 1 + 0.25 * (m2 / count - 1), 1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(3, 4, 1500), (2, 3, 129), (300, 5, 1), (64, 3, 49)])
+def test_backward(shape, training):
+    check_backward(shape, "float32", training)
+
+
+def check_backward(shape, kind, training, mean=3.0):
+    x, values = data(shape, kind, mean)
+    grad, gradients = data(shape, kind, 0.0, seed=1)
+    weight = np.random.default_rng(2).standard_normal(shape[1])
+    count, mean, m2 = reference_moments(values)
+    var = m2 / count
+    results = place(np.zeros(shape), kind), place(np.zeros(shape[1])), place(np.zeros(shape[1]))
+    wanted = np.empty(shape), np.empty(shape[1]), np.empty(shape[1])
+    for w in (weight, None):
+        on_device = None if w is None else place(w)
+        cuda.backward(grad, x, place(mean), place(var), on_device, 1e-3, training, *results)
+        reference.backward(gradients, values, mean, var, w, 1e-3, training, *wanted)
+        scale = 1 + np.max((1 if w is None else np.abs(w)) / np.sqrt(var + 1e-3))  # terms this large cancel
+        bound = 16 * (2.0**-24 if kind != "float64" else 2.0**-53)
+        close(host(results[0]), wanted[0], (scale * bound + EPS[kind]) * (1 + np.abs(wanted[0])))
+        for got, exact in zip(results[1:], wanted[1:], strict=True):
+            close(host(got), exact, bound * np.sqrt(count) * (1 + np.abs(exact)))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 3000), (40, 7, 1)])
+def test_masked_moments(shape):
+    x, values = data(shape, "float32")
+    where = np.random.default_rng(4).random(shape) < 0.5
+    where[:, 0] = False
+    results = empty_moments(shape[1])
+    cuda.moments(x, place(where), *results)
+    wanted = reference_moments(values, where)
+    assert (host(results[0]) == wanted[0]).all()
+    np.testing.assert_allclose(host(results[1]), wanted[1], rtol=1e-12)
+    np.testing.assert_allclose(host(results[2]), wanted[2], rtol=1e-12)
+    broadcast = place(where[:, :, :1]).broadcast_to(shape)
+    cuda.moments(x, broadcast, *results)
+    wanted = reference_moments(values, np.broadcast_to(where[:, :, :1], shape))
+    np.testing.assert_allclose(host(results[2]), wanted[2], rtol=1e-12)
