@@ -5,7 +5,7 @@ arrays on a CUDA device become `nbbn.cuda.device.DeviceArray`: their geometry an
 """
 
 import sys
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,6 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 # comparing dtypes takes three times as long as comparing their characters
 _FLOAT_CHARS = frozenset(dtype.char for dtype in FLOATS)
 _INTEGER_CHARS = frozenset("?bBhHiIlLqQ")
-
-_T = TypeVar("_T")
 
 
 def any_array(name: str, value: Any) -> Array:
@@ -83,7 +81,8 @@ def _bfloat16(name: str) -> np.dtype[Any]:
             f"{name}: expected float32, float64 or float16 of PyTorch on the CPU, got bfloat16, which needs ml_dtypes; "
             "pip install ml_dtypes"
         ) from None
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def on_device(array: Any) -> bool:
@@ -98,7 +97,7 @@ def geometry(array: Array) -> Array:
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
     """A new array in the memory that `like` is in."""
-    return like.empty(shape, dtype) if on_device(like) else np.empty(shape, dtype)  # type: ignore[attr-defined, no-any-return]
+    return like.empty(shape, dtype) if on_device(like) else np.empty(shape, dtype)  # type: ignore[attr-defined]
 
 
 def returned(computed: Array, out: Any, like: Any) -> Any:
@@ -135,20 +134,20 @@ def full(channels: int, value: float, dtype: np.dtype[Any], like: Any) -> Any:
     return returned(values, None, like)
 
 
-def copied(values: _T) -> _T:
+def copied(values: Any) -> Any:
     """A copy of a per-channel array, of its kind."""
     if type(values) is np.ndarray:
-        return values.copy()  # type: ignore[return-value]
+        return values.copy()
     array = any_array("array", values)
     if on_device(array):
-        return array.contiguous().owner  # type: ignore[attr-defined, no-any-return]
-    return returned(array.copy(), None, values)  # type: ignore[no-any-return]
+        return array.contiguous().owner  # type: ignore[attr-defined]
+    return returned(array.copy(), None, values)
 
 
 def in_host_memory(values: Any) -> Array:
     """A per-channel array of any kind as a NumPy array; copied if it was on a device, which waits for it."""
     array = any_array("array", values)
-    return array.to_host() if on_device(array) else array  # type: ignore[attr-defined, no-any-return]
+    return array.to_host() if on_device(array) else array  # type: ignore[attr-defined]
 
 
 def assign(target: Any, values: Array) -> None:

@@ -163,7 +163,7 @@ def serving(x: Array) -> Backend:
                 f"expected arrays in host memory inside use_backend({forced!r}), got one on a CUDA device; "
                 "nothing is transferred silently"
             )
-        return cuda()
+        return cast(Backend, cuda())
     if forced == "cuda":
         raise TypeError(
             "expected arrays on a CUDA device inside use_backend('cuda'), got one in host memory; "

@@ -59,10 +59,7 @@ class Canonical:
         if all(_collapses(shape, broadcast.strides, group) for group in (self.outer, self.inner)):
             return broadcast.transpose(self.order).reshape(self.shape(shape))
         if on_device(array):
-            raise ValueError(
-                f"where: expected strides that broadcast to x in at most 3 axes on a CUDA device, got shape {array.shape}; "
-                "pass a contiguous mask of the shape of x"
-            )
+            broadcast = array.repeated(shape)  # type: ignore[attr-defined]
         return self.copy(broadcast)
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike, like: Array) -> Array:

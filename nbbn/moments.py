@@ -163,12 +163,12 @@ class Moments:
             return self._on_device(checks.delta_degrees_of_freedom(ddof), root=True)
         return np.sqrt(self.var(ddof))
 
-    def _on_device(self, ddof: int, root: bool) -> Any:
+    def _on_device(self, ddof: int, root: bool) -> npt.NDArray[np.float64]:
         """Variance, or its root, computed where the fields are."""
         count, m2 = any_array("count", self.count), any_array("m2", self.m2)
         result = empty(count.shape, m2.dtype, count)
         backends.cuda().variances(count, m2, ddof, root, result)
-        return result.owner  # type: ignore[attr-defined]
+        return result.owner  # type: ignore[attr-defined, no-any-return]
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both batches together; the same as ``self + other``.
@@ -202,7 +202,7 @@ class Moments:
             for nothing, something in ((self, other), (other, self)):
                 if type(nothing.count) is np.ndarray and not nothing.count.any():
                     return something
-        first, second = self._fields(), other._fields()
+        first, second = views(self), views(other)
         checks.same_place(first[0], other=second[0])
         result = backends.empty_moments(self.count.shape[0], first[0])
         backends.serving(first[0]).merge(*first, *second, *result)
@@ -225,7 +225,7 @@ class Moments:
             return NotImplemented
         self._same_channels(other)
         if type(self.count) is not np.ndarray:
-            first, second = self._fields(), other._fields()
+            first, second = views(self), views(other)
             checks.same_place(first[0], other=second[0])
             result = backends.empty_moments(self.count.shape[0], first[0])
             backends.serving(first[0]).remove(*first, *second, *result)
@@ -278,9 +278,6 @@ class Moments:
         """
         return Moments(*(in_host_memory(values) for values in (self.count, self.mean, self.m2)))
 
-    def _fields(self) -> tuple[Array, Array, Array]:
-        return any_array("count", self.count), any_array("mean", self.mean), any_array("m2", self.m2)
-
     def _same_channels(self, other: "Moments") -> None:
         if not isinstance(other, Moments):
             raise TypeError(f"other: expected Moments, got {type(other).__name__}")
@@ -294,6 +291,15 @@ def wrap(count: Array, mean: Array, m2: Array) -> Moments:
     for name, values in (("count", count), ("mean", mean), ("m2", m2)):
         object.__setattr__(moments, name, _read_only(values))
     return moments
+
+
+def views(moments: Moments) -> tuple[Array, Array, Array]:
+    """Count, mean and m2 as a backend takes them."""
+    return (
+        any_array("count", moments.count),
+        any_array("mean", moments.mean),
+        any_array("m2", moments.m2),
+    )
 
 
 def zeros(channels: int, like: Array) -> Moments:

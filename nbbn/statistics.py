@@ -9,7 +9,7 @@ from nbbn import backends, checks, placement, quick
 from nbbn.arrays import Array, any_array, in_host_memory, on_device
 from nbbn.backends import RunningUpdate
 from nbbn.checks import NonFinite
-from nbbn.moments import Moments
+from nbbn.moments import Moments, views
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -148,8 +148,8 @@ def ema_update(
 
 def move_running(stats: Moments, update: RunningUpdate) -> int:
     """Moving averages of every channel with values; returns the number of channels skipped."""
-    fields = [any_array("stats", values) for values in (stats.count, stats.mean, stats.m2)]
-    return backends.serving(fields[0]).ema(*fields, update)
+    count, mean, m2 = views(stats)
+    return backends.serving(count).ema(count, mean, m2, update)
 
 
 # --- the policy for batches that are not finite ---

@@ -6,16 +6,25 @@ Views and per-channel arrays are `nbbn.cuda.device.DeviceArray`. Importing needs
 
 from contextlib import nullcontext
 from functools import lru_cache
+from typing import Any
 
-from nbbn.cuda import channels, formulas, gradient_sums, input_gradient, launch
-from nbbn.cuda.affine_columns import affine_columns
-from nbbn.cuda.affine_rows import affine_rows
-from nbbn.cuda.jit import SIMULATED, cuda
+from numba import cuda
+
+from nbbn.cuda import (
+    affine_columns,
+    affine_rows,
+    channels,
+    formulas,
+    gradient_sums,
+    input_gradient,
+    launch,
+    masked,
+    moments_columns,
+    moments_rows,
+)
+from nbbn.cuda.jit import SIMULATED
 from nbbn.cuda.launch import Layout, Rows
-from nbbn.cuda.masked import masked_moments
-from nbbn.cuda.moments_columns import moments_columns
-from nbbn.cuda.moments_rows import moments_rows
-from nbbn.cuda.storage import KINDS, WIDEST
+from nbbn.cuda.storage import WIDEST
 from nbbn.cuda.workspace import queue_of, read_skipped, workspace
 
 name = "cuda"
@@ -79,16 +88,16 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     if not training:  # mean and var are constants: the gradient is scaled, nothing else
         _affine(call, grad_out, None, var, 1.0, weight, None, eps, None, False, grad_x)
         return
-    kinds = *kinds, grad_x.kind.name
+    all_kinds = *kinds, grad_x.kind.name
     plan = call.plan((grad_out, x, grad_x), False)
     if isinstance(plan, Rows):
         call.launch(
-            input_gradient.rows(*kinds, plan.lanes), plan.blocks, plan.threads, *_places(grad_out, x, grad_x), outer,
+            input_gradient.rows(*all_kinds, plan.lanes), plan.blocks, plan.threads, *_places(grad_out, x, grad_x), outer,
             inner, plan.parts, totals, *parameters,
         )  # fmt: skip
     else:
         call.launch(
-            input_gradient.columns(*kinds, plan.lanes), plan.blocks, plan.threads,
+            input_gradient.columns(*all_kinds, plan.lanes), plan.blocks, plan.threads,
             *_row_places(grad_out, x, grad_x), *x.shape, *_tile(plan), totals, *parameters,
         )  # fmt: skip
 
@@ -169,7 +178,7 @@ def _masked_moments(call, x, where, count, mean, m2):
     parts = max(1, min(outer * inner // 4096, -(-2 * properties(x.device).multiprocessors // channel_count)))
     space = call.workspace(channel_count, 2 * channel_count * parts)  # records of three numbers
     call.launch(
-        masked_moments(x.kind.name), channel_count * parts, 256, x.address, *_strides(x), where.address,
+        masked.compiled(x.kind.name), channel_count * parts, 256, x.address, *_strides(x), where.address,
         *where.strides, outer, inner, parts, space.sums, space.first_ticket, count.address, mean.address, m2.address,
     )  # fmt: skip
 
@@ -182,21 +191,21 @@ def _moments(call, x, count, mean, m2, update):
     space = call.workspace(plan.blocks, x.shape[1] * _shares(plan))
     sums = space.sums, space.first_ticket
     if isinstance(plan, Rows):
-        kernel = moments_rows(x.kind.name, plan.lanes)
+        kernel = moments_rows.compiled(x.kind.name, plan.lanes)
         call.launch(
             kernel, plan.blocks, plan.threads, x.address, *_strides(x), outer, inner, plan.parts, *sums, *results,
             space.skipped,
         )  # fmt: skip
     else:
         call.launch(
-            moments_columns(x.kind.name, plan.lanes), plan.blocks, plan.threads, x.address, _strides(x)[0],
+            moments_columns.compiled(x.kind.name, plan.lanes), plan.blocks, plan.threads, x.address, _strides(x)[0],
             *x.shape, *_tile(plan), *sums, *results, space.skipped,
         )  # fmt: skip
     return call.skipped(update, space)
 
 
 def _affine(call, x, mean, var, divisor, weight, bias, eps, residual, relu, out):
-    outer, channel_count, inner = x.shape
+    outer, _, inner = x.shape
     addend = x if residual is None else residual
     plan = call.plan((x, out) if residual is None else (x, residual, out), False)
     flags = formulas.HAS_RESIDUAL if residual is not None else 0
@@ -204,19 +213,19 @@ def _affine(call, x, mean, var, divisor, weight, bias, eps, residual, relu, out)
     for given, bit in ((weight, formulas.HAS_WEIGHT), (bias, formulas.HAS_BIAS)):
         flags |= bit if given is not None else 0
     parameters, wide = _parameters(mean=mean, var=var, weight=weight, bias=bias)
-    mean, var, weight, bias = (0 if a is None else a.address for a in parameters)
+    addresses = [0 if a is None else a.address for a in parameters]
     floor = 0.0 if relu else -float("inf")
     kinds = x.kind.name, addend.kind.name, out.kind.name
-    coefficients = mean, var, divisor, weight, bias, float(eps), floor, flags | wide
+    coefficients = *addresses[:2], divisor, *addresses[2:], float(eps), floor, flags | wide
     if isinstance(plan, Rows):
-        kernel = affine_rows(*kinds, plan.lanes)
+        kernel = affine_rows.compiled(*kinds, plan.lanes)
         call.launch(
             kernel, plan.blocks, plan.threads, *_places(x, addend, out), outer, inner, plan.parts, *coefficients
         )
     else:
         call.launch(
-            affine_columns(*kinds, plan.lanes), plan.blocks, plan.threads, *_row_places(x, addend, out), *x.shape, *_tile(plan),
-            *coefficients,
+            affine_columns.compiled(*kinds, plan.lanes), plan.blocks, plan.threads, *_row_places(x, addend, out), *x.shape,
+            *_tile(plan), *coefficients,
         )  # fmt: skip
 
 
@@ -233,8 +242,8 @@ def _layout(arrays):
         row, channel, _ = array.strides
         places = (array.address, row if outer > 1 else 0)
         rows = min(rows, launch.alignment(array.kind.itemsize, most, places))
-        places = (*places, channel if channel_count > 1 else 0)
-        channel_rows = min(channel_rows, launch.alignment(array.kind.itemsize, most, places))
+        all_places = (*places, channel if channel_count > 1 else 0)
+        channel_rows = min(channel_rows, launch.alignment(array.kind.itemsize, most, all_places))
         packed = packed and (channel_count == 1 or channel == inner * array.kind.itemsize)
     itemsize = max(a.kind.itemsize for a in arrays)
     return Layout(outer, channel_count, inner, itemsize, rows, channel_rows, packed)
@@ -273,7 +282,7 @@ _WIDE = {
 }
 
 
-def _parameters(**arrays):
+def _parameters(**arrays) -> Any:
     """The arrays, contiguous, and the flags that say which are float64."""
     flags = 0
     for key, array in arrays.items():
@@ -283,10 +292,10 @@ def _parameters(**arrays):
     return tuple(packed), flags
 
 
-def _running(update):
+def _running(update) -> Any:
     """Addresses of the running arrays, momentum, ddof, and flags."""
     if update is None:
         return (0, 0, 0.0, 0), 0
-    (mean, var), flags = _parameters(mean=update.running_mean, var=update.running_var)
+    (running_mean, running_var), flags = _parameters(mean=update.running_mean, var=update.running_var)
     flags |= formulas.HAS_RUNNING | (formulas.SKIP_NONFINITE if update.skip_nonfinite else 0)
-    return (mean.address, var.address, float(update.momentum), update.ddof), flags
+    return (running_mean.address, running_var.address, float(update.momentum), update.ddof), flags

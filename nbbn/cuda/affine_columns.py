@@ -109,6 +109,6 @@ def source(x_name, residual_name, out_name, lanes):
 
 
 @cache
-def affine_columns(x_name, residual_name, out_name, lanes):
+def compiled(x_name, residual_name, out_name, lanes):
     """The kernel for these kinds of storage, `lanes` columns a thread."""
     return kernel(source(x_name, residual_name, out_name, lanes))

@@ -102,6 +102,6 @@ def source(x_name, residual_name, out_name, lanes):
 
 
 @cache
-def affine_rows(x_name, residual_name, out_name, lanes):
+def compiled(x_name, residual_name, out_name, lanes):
     """The kernel for these kinds of storage, `lanes` values at a time."""
     return kernel(source(x_name, residual_name, out_name, lanes))

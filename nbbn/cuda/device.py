@@ -15,7 +15,7 @@ from nbbn.cuda.storage import KINDS, Kind
 class BFloat16:
     """bfloat16 as far as this package asks a dtype: NumPy has none of its own."""
 
-    name, char, kind, itemsize, str = "bfloat16", "E", "V", 2, "<V2"
+    name, char, kind, itemsize = "bfloat16", "E", "V", 2
     isnative = True
 
     def __repr__(self) -> str:
@@ -36,6 +36,9 @@ class Library(Protocol):
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         """A view with the axes in another order."""
+
+    def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
+        """A view of that shape."""
 
     def contiguous(self, value: Any) -> Any:
         """A copy in C order."""
@@ -107,6 +110,10 @@ class DeviceArray:
     def broadcast_to(self, shape: tuple[int, ...]) -> "DeviceArray":
         """The same memory, repeated along axes of stride 0."""
         return self._with(np.broadcast_to(self.shadow, shape))
+
+    def repeated(self, shape: tuple[int, ...]) -> "DeviceArray":
+        """`broadcast_to` of the owner too, so that it can be copied."""
+        return view("where", self.library.broadcast(self.owner, shape))
 
     def contiguous(self, order: tuple[int, ...] | None = None) -> "DeviceArray":
         """A copy in C order, of the axes in another order."""
@@ -189,7 +196,7 @@ class _Numba:
         return address, shape, strides, dtype, None, read_only
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
-        from nbbn.cuda.jit import cuda
+        from numba import cuda
 
         if dtype is BFLOAT16:
             raise TypeError("x: expected CuPy or PyTorch arrays for bfloat16: Numba's arrays cannot hold the result")
@@ -197,6 +204,9 @@ class _Numba:
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         return value if order == tuple(range(len(order))) else value.transpose(order)
+
+    def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
+        return self.contiguous(value)
 
     def contiguous(self, value: Any) -> Any:
         raise ValueError(
@@ -211,7 +221,7 @@ class _Numba:
         target.copy_to_device(values)
 
     def to_host(self, value: Any) -> np.ndarray:
-        from nbbn.cuda.jit import cuda
+        from numba import cuda
 
         return np.asarray(cuda.as_cuda_array(value).copy_to_host())
 
@@ -238,6 +248,9 @@ class _CuPy:
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         return value.transpose(order)
+
+    def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
+        return sys.modules["cupy"].broadcast_to(value, shape)
 
     def contiguous(self, value: Any) -> Any:
         return value.copy(order="C")
@@ -271,6 +284,9 @@ class _Torch:
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         return value.permute(order)
+
+    def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
+        return value.expand(shape)
 
     def contiguous(self, value: Any) -> Any:
         return value.contiguous().clone() if value.is_contiguous() else value.contiguous()
@@ -309,4 +325,4 @@ class _Jax:
 
 #: By the first part of the name of the module that an array's type is from.
 LIBRARIES: dict[str, Library] = {"numba": _Numba(), "cupy": _CuPy(), "torch": _Torch()}
-LIBRARIES["jax"] = LIBRARIES["jaxlib"] = _Jax()  # type: ignore[assignment]
+LIBRARIES["jax"] = LIBRARIES["jaxlib"] = _Jax()

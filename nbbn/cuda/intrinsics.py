@@ -5,7 +5,7 @@ simulator `nbbn.cuda.simulated` stands in, which also checks bounds and alignmen
 """
 
 from llvmlite import ir
-from numba.core import types
+from numba import types
 from numba.extending import intrinsic
 
 from nbbn.cuda.storage import KINDS, Kind
@@ -76,7 +76,7 @@ def _make_load(kind: Kind, lanes: int):
 
         def generate(context, builder, signature, arguments):
             words = _words(size)
-            loaded = builder.load(_pointer(builder, *arguments, kind.itemsize, words), align=size)
+            loaded = builder.load(_pointer(builder, arguments[0], arguments[1], kind.itemsize, words), align=size)
             if kind.itemsize == 2 and lanes > 1:  # from words: eight halves would be loaded in two pieces
                 pairs = [(word, builder.lshr(word, _I32(16))) for word in _elements(builder, loaded, lanes // 2)]
                 bits = [builder.trunc(half, _I16) for pair in pairs for half in pair]
@@ -108,7 +108,7 @@ def _make_store(kind: Kind, lanes: int):
                 stored = ir.Constant(ir.VectorType(stored.type, len(values)), ir.Undefined)
                 for k, value in enumerate(values):
                     stored = builder.insert_element(stored, value, _I32(k))
-            builder.store(stored, _pointer(builder, *arguments[:2], kind.itemsize, stored.type), size)
+            builder.store(stored, _pointer(builder, arguments[0], arguments[1], kind.itemsize, stored.type), size)
             return context.get_dummy_value()
 
         return signature, generate
@@ -135,7 +135,7 @@ def _make_single(number, llvm_type, size, code=None):
     @intrinsic
     def load(typing, address, index):
         def generate(context, builder, signature, arguments):
-            pointer = _pointer(builder, *arguments, size, llvm_type)
+            pointer = _pointer(builder, arguments[0], arguments[1], size, llvm_type)
             if code is None:
                 return builder.load(pointer, align=size)
             place = builder.ptrtoint(pointer, _I64)
@@ -150,7 +150,7 @@ def _make_single_store(number, llvm_type, size):
     @intrinsic
     def store(typing, address, index, value):
         def generate(context, builder, signature, arguments):
-            builder.store(arguments[2], _pointer(builder, *arguments[:2], size, llvm_type), size)
+            builder.store(arguments[2], _pointer(builder, arguments[0], arguments[1], size, llvm_type), size)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, number), generate
@@ -176,7 +176,7 @@ def take_ticket(typing, address, index):
     """Add 1 to an int32 of device memory, whichever thread comes; returns what it was before."""
 
     def generate(context, builder, signature, arguments):
-        return builder.atomic_rmw("add", _pointer(builder, *arguments, 4, _I32), _I32(1), "monotonic")
+        return builder.atomic_rmw("add", _pointer(builder, arguments[0], arguments[1], 4, _I32), _I32(1), "monotonic")
 
     return types.int32(types.int64, types.int64), generate
 

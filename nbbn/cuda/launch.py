@@ -107,10 +107,8 @@ def _rows(layout: Layout, device: Device, reduces: bool) -> Rows:
     vectors = layout.outer * layout.inner // lanes
     wanted = _ceil(WAVES * device.multiprocessors, layout.channels)
     parts = max(1, min(wanted, vectors // (LEAST_VECTORS * ROW_THREADS)))
-    if reduces:
-        parts = min(parts, MOST_PARTS)
-    else:  # a part is at most 64 vectors a thread: many short blocks level out what multiprocessors are given
-        parts = max(parts, vectors // (64 * ROW_THREADS))
+    # else at most 64 vectors a thread: many short blocks level out what multiprocessors are given
+    parts = min(parts, MOST_PARTS) if reduces else max(parts, vectors // (64 * ROW_THREADS))
     threads = min(ROW_THREADS, _ceil(_ceil(vectors, parts), 32) * 32)
     return Rows(lanes, parts, threads, layout.channels * parts)
 

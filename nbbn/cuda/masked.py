@@ -102,6 +102,6 @@ def source(kind_name):
 
 
 @cache
-def masked_moments(kind_name):
+def compiled(kind_name):
     """The kernel for one kind of storage."""
     return kernel(source(kind_name))

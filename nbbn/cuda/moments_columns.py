@@ -87,7 +87,7 @@ def source(kind_name, lanes):
             first, second = channel_sums(c, inner, sums, squares)
             near = origins[c] + arithmetic(first / (samples * inner))
             if is_integer:
-                near = math.floor(near)  # deviations are whole then, and their sums exact
+                near = near // arithmetic(1)  # deviations are whole then, and their sums exact
             if abs(near) < math.inf:
                 origins[c] = near
             varies[c] = 1 if second != 0.0 else 0
@@ -178,6 +178,6 @@ def source(kind_name, lanes):
 
 
 @cache
-def moments_columns(kind_name, lanes):
+def compiled(kind_name, lanes):
     """The kernel for one kind of storage, `lanes` columns a thread."""
     return kernel(source(kind_name, lanes))

@@ -117,6 +117,6 @@ def source(kind_name, lanes):
 
 
 @cache
-def moments_rows(kind_name, lanes):
+def compiled(kind_name, lanes):
     """The kernel for one kind of storage, `lanes` values at a time."""
     return kernel(source(kind_name, lanes))

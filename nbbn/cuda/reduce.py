@@ -148,7 +148,7 @@ def make_origin(load, arithmetic, integer):
         spread = warp_sum(abs(deviation))
         origin = first + warp_sum(deviation) * arithmetic(1.0 / WARP)
         if integer:
-            origin = math.floor(origin)  # deviations are whole then, and their sums exact
+            origin = origin // arithmetic(1)  # deviations are whole then, and their sums exact
         return origin if abs(origin) < math.inf else first, spread
 
     return origin_of

@@ -150,9 +150,10 @@ def take_ticket(address, index):
 def _elementwise(operation):
     def apply(*arguments):
         lanes = next(len(a) for a in arguments if isinstance(a, tuple))
-        kinds = {type(v) for a in arguments for v in (a if isinstance(a, tuple) else (a,))}
+        # on a device a Python float is a float64
+        kinds = {np.result_type(v) for a in arguments for v in (a if isinstance(a, tuple) else (a,))}
         if len(kinds) != 1:
-            raise TypeError(f"lanes of different precision: {sorted(kind.__name__ for kind in kinds)}")
+            raise TypeError(f"lanes of different precision: {sorted(map(str, kinds))}")
         columns = (a if isinstance(a, tuple) else (a,) * lanes for a in arguments)
         return tuple(operation(*values) for values in zip(*columns, strict=True))
 

@@ -9,8 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numba import cuda
 
-from nbbn.cuda.jit import SIMULATED, cuda
+from nbbn.cuda.jit import SIMULATED
 
 #: Tickets and pairs of float64 that a workspace has at least.
 LEAST_TICKETS, LEAST_PAIRS = 4096, 65536

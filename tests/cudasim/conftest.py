@@ -1,4 +1,4 @@
-"""These tests run on Numba's CUDA simulator, in a process of their own: `NUMBA_ENABLE_CUDASIM=1 pytest tests/cudasim`."""
+"""Tests on Numba's CUDA simulator, in a process of their own: `NUMBA_ENABLE_CUDASIM=1 pytest tests/cudasim`."""
 
 import os
 

@@ -74,6 +74,9 @@ class Library:
     def transpose(self, value, order):
         return Array(value.memory, value.values.transpose(order), value.bfloat16)
 
+    def broadcast(self, value, shape):
+        return Array(value.memory, np.broadcast_to(value.values, shape), value.bfloat16)
+
     def contiguous(self, value):
         copy = empty(value.shape, value.dtype)
         copy.values[...] = value.values

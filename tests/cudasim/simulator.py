@@ -9,6 +9,7 @@ in between. Memory of nbbn's kernels is checked by `nbbn.cuda.simulated`: bounds
 import sys
 from collections import deque
 from contextlib import contextmanager
+from contextvars import copy_context
 
 import greenlet
 import numpy as np
@@ -63,6 +64,7 @@ class _Thread:
     def __init__(self, number, function):
         self.number = number
         self.greenlet = greenlet.greenlet(function)
+        self.greenlet.gr_context = copy_context()  # NumPy's settings for errors are the context's
 
 
 class _Block:
