@@ -79,7 +79,7 @@ def loops(ptx):
 
 
 def faults(compiled, vector, is_narrow, stores):
-    """What is wrong: `vector` the wide access it was designed for ("v4", "v2" or None), `stores` whether it writes data."""
+    """What is wrong: `vector` is the wide access it was designed for ("v4", "v2", None), `stores` whether it writes."""
     ptx = compiled.ptx
     found = []
     if compiled.local_bytes:

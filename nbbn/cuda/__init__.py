@@ -92,8 +92,8 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     plan = call.plan((grad_out, x, grad_x), False)
     if isinstance(plan, Rows):
         call.launch(
-            input_gradient.rows(*all_kinds, plan.lanes), plan.blocks, plan.threads, *_places(grad_out, x, grad_x), outer,
-            inner, plan.parts, totals, *parameters,
+            input_gradient.rows(*all_kinds, plan.lanes), plan.blocks, plan.threads,
+            *_places(grad_out, x, grad_x), outer, inner, plan.parts, totals, *parameters,
         )  # fmt: skip
     else:
         call.launch(
@@ -224,8 +224,8 @@ def _affine(call, x, mean, var, divisor, weight, bias, eps, residual, relu, out)
         )
     else:
         call.launch(
-            affine_columns.compiled(*kinds, plan.lanes), plan.blocks, plan.threads, *_row_places(x, addend, out), *x.shape,
-            *_tile(plan), *coefficients,
+            affine_columns.compiled(*kinds, plan.lanes), plan.blocks, plan.threads,
+            *_row_places(x, addend, out), *x.shape, *_tile(plan), *coefficients,
         )  # fmt: skip
 
 
