@@ -4,6 +4,7 @@ Views and per-channel arrays are `nbbn.cuda.device.DeviceArray`. Importing needs
 `nbbn.cuda.requirements` says what is missing before anything is called.
 """
 
+import warnings
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -135,7 +136,7 @@ class _Call:
 
     def launch(self, kernel, blocks, threads, *arguments):
         with self._there():
-            kernel[blocks, threads, self.queue](*arguments)
+            _configured(kernel, blocks, threads, self.queue)(*arguments)
 
     def skipped(self, update, space):
         """A function that says how many channels were skipped: only if asked to skip does it look, and wait."""
@@ -148,9 +149,22 @@ class _Call:
         return max(1, -(-array.size // 256))
 
     def _there(self):
-        if SIMULATED or self.device is None or self.device == cuda.get_current_device().id:
+        if self.device is None or _only_one_device() or self.device == cuda.get_current_device().id:
             return nullcontext()
         return cuda.gpus[self.device]
+
+
+@lru_cache(1024)
+def _configured(kernel, blocks, threads, queue):
+    """A kernel with its launch plan and stream: made once. Without Numba's advice on grids below 128 blocks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return kernel[blocks, threads, queue]
+
+
+@lru_cache(1)
+def _only_one_device():
+    return SIMULATED or len(cuda.gpus) == 1
 
 
 @lru_cache(64)

@@ -21,7 +21,8 @@ def missing() -> str | None:
         error = cuda.cuda_error() if hasattr(cuda, "cuda_error") else None
         return (
             "no usable CUDA driver was found: install NVIDIA's driver (nvidia-smi must list a GPU), and in a container "
-            f"run it with --gpus all; libraries: {INSTALL}" + (f"; numba-cuda says: {error}" if error else "")
+            f"run it with --gpus all; libraries: {INSTALL}"
+            + (f"; numba-cuda says: {' '.join(str(error).split())}" if error else "")
         )
     return None
 
@@ -31,3 +32,20 @@ def check() -> None:
     sentence = missing()
     if sentence is not None:
         raise RuntimeError(f"CUDA: {sentence}")
+
+
+def describe() -> str:
+    """The current device in one line, or what is missing."""
+    sentence = missing()
+    if sentence is not None:
+        return f"not usable: {sentence}"
+    if config.ENABLE_CUDASIM:
+        return "Numba's simulator"
+    from numba import cuda
+
+    device = cuda.get_current_device()
+    name = device.name.decode() if isinstance(device.name, bytes) else device.name
+    major, minor = device.compute_capability
+    return (
+        f"{name}, sm_{major}{minor}, {device.MULTIPROCESSOR_COUNT} multiprocessors, {device.L2_CACHE_SIZE >> 20} MB L2"
+    )
