@@ -7,7 +7,7 @@ import pytest
 from nbbn.cuda import launch
 from nbbn.cuda.launch import Columns, Device, Layout, Rows
 
-H100, SMALL = Device(132, 50 << 20), Device(4, 1 << 20)
+H100, SMALL = Device(132), Device(4)
 
 
 def layout(outer, channels, inner, itemsize=4, packed=True):

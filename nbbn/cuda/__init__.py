@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from numba import cuda
 
 from nbbn.cuda import (
@@ -71,8 +72,10 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     (center, spread, factor), flags = _parameters(mean=mean, var=var, weight=weight)
     flags |= formulas.HAS_WEIGHT if weight is not None else 0
     flags |= formulas.WIDE_GRADIENT if grad_weight.dtype.char == "d" else 0
-    space = call.workspace(plan.blocks, channel_count * (1 + _shares(plan)))
-    totals, work = space.sums, space.sums + 16 * channel_count
+    space = call.workspace(plan.blocks, channel_count * _shares(plan))
+    # not in the workspace: another thread may launch on this stream between the two launches
+    kept = x.empty((2 * channel_count,), np.dtype(np.float64))
+    totals, work = kept.address, space.sums
     parameters = center.address, spread.address, 0 if factor is None else factor.address, float(eps), flags
     kinds = grad_out.kind.name, x.kind.name
     results = grad_weight.address, grad_bias.address
@@ -176,7 +179,7 @@ def properties(device):
 
 
 #: Small, so that small arrays are shared between blocks.
-SIMULATED_DEVICE = launch.Device(4, 1 << 20)
+SIMULATED_DEVICE = launch.Device(4)
 
 
 def _combine(kernel, arguments, results):

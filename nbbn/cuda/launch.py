@@ -1,5 +1,7 @@
 """How a kernel is launched: frozen plans, from a pure function of shape, storage, alignment and device.
 
+Of the device only the number of multiprocessors counts so far: nothing measured yet asks for the size of its cache.
+
 Nothing here has been measured on a device yet: the constants are reckoned from what is known of sm_80 and sm_90, and
 say so. Plans do not depend on values, so the order of every sum is fixed and results have the same bits every run.
 """
@@ -37,12 +39,11 @@ class Device:
     """What plans need to know of a device."""
 
     multiprocessors: int
-    cache: int  # bytes of the second-level cache
 
     @classmethod
     def of(cls, device: object) -> Self:
         """From a device object of numba.cuda."""
-        return cls(int(device.MULTIPROCESSOR_COUNT), int(device.L2_CACHE_SIZE))  # type: ignore[attr-defined]
+        return cls(int(device.MULTIPROCESSOR_COUNT))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ def missing() -> str | None:
         return f"numba.cuda is Numba's deprecated one, numba-cuda was not found by it; reinstall it ({INSTALL})"
     if not cuda.is_available():
         error = cuda.cuda_error() if hasattr(cuda, "cuda_error") else None
+        said = f"; numba-cuda says: {' '.join(str(error).split())}" if error else ""
         return (
             "no usable CUDA driver was found: install NVIDIA's driver (nvidia-smi must list a GPU), and in a container "
-            f"run it with --gpus all; libraries: {INSTALL}"
-            + (f"; numba-cuda says: {' '.join(str(error).split())}" if error else "")
+            f"run it with --gpus all; libraries: {INSTALL}{said}"
         )
     return None
 

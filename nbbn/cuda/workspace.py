@@ -43,6 +43,8 @@ class Workspace:
 
 
 _spaces: dict[tuple[int | None, int], Workspace] = {}
+#: What was outgrown: a captured graph may still use it. Sizes double, so all of it is no more than what is in use.
+_outgrown: list[Workspace] = []
 
 
 def workspace(device: int | None, stream: int, tickets: int, pairs: int) -> Workspace:
@@ -50,6 +52,9 @@ def workspace(device: int | None, stream: int, tickets: int, pairs: int) -> Work
     found = _spaces.get((device, stream))
     if found is None or found.ticket_count <= tickets or found.pair_count < pairs:
         tickets, pairs = max(LEAST_TICKETS, 2 * tickets), max(LEAST_PAIRS, 2 * pairs)
+        if found is not None:
+            _outgrown.append(found)
+            pairs, tickets = max(pairs, 2 * found.pair_count), max(tickets, 2 * found.ticket_count)
         found = Workspace(_zeros(tickets + 1), tickets + 1, _memory(2 * pairs), pairs)
         _spaces[device, stream] = found
     return found
