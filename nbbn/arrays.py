@@ -5,6 +5,8 @@ arrays on a CUDA device become `nbbn.cuda.device.DeviceArray`: their geometry an
 """
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,13 +30,19 @@ def any_array(name: str, value: Any) -> Array:
     if on_device(value):
         return value  # type: ignore[no-any-return]
     if _has_cuda_memory(value):
-        from nbbn import backends
-
-        backends.cuda()  # or an error that says what is missing
-        from nbbn.cuda import device
-
-        return device.view(name, value)  # type: ignore[return-value]
+        return _device_view()(name, value)
     return numpy_array(name, value)
+
+
+@cache
+def _device_view() -> Callable[[str, Any], Array]:
+    """What makes a view of an array on a device, or an error that says what is missing for that."""
+    from nbbn import backends
+
+    backends.cuda()
+    from nbbn.cuda import device
+
+    return device.view  # type: ignore[return-value]
 
 
 def numpy_array(name: str, value: Any) -> Array:
@@ -87,7 +95,7 @@ def _bfloat16(name: str) -> np.dtype[Any]:
 
 def on_device(array: Any) -> bool:
     """Whether this is a view of memory on a CUDA device."""
-    return hasattr(array, "shadow")
+    return hasattr(type(array), "shadow")  # asking the array itself can be slow
 
 
 def geometry(array: Array) -> Array:
@@ -182,7 +190,10 @@ def _library(value: Any) -> str:
 
 
 def _has_cuda_memory(value: Any) -> bool:
-    if _library(value) == "torch":  # its CPU tensors have the attribute too, and raise
+    library = _library(value)
+    if library == "cupy":  # asking for the interface makes it
+        return hasattr(type(value), "__cuda_array_interface__")
+    if library == "torch":  # its CPU tensors have the attribute too, and raise
         return bool(getattr(value, "is_cuda", False))
     return hasattr(value, "__cuda_array_interface__")
 

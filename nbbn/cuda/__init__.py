@@ -131,7 +131,8 @@ class _Call:
         self.queue = queue_of(self.stream)
 
     def plan(self, arrays, reduces):
-        return launch.plan(_layout(arrays), properties(self.device), reduces)
+        places = tuple((a.address % WIDEST, *a.strides[:2], a.kind) for a in arrays)
+        return _plan(arrays[0].shape, places, properties(self.device).multiprocessors, reduces)
 
     def workspace(self, tickets, pairs):
         with self._there():
@@ -249,21 +250,23 @@ def _affine(call, x, mean, var, divisor, weight, bias, eps, residual, relu, out)
 # --- arguments of kernels -------------------------------------------------------------------------------------------
 
 
-def _layout(arrays):
-    """The geometry of views of one shape, for a launch plan."""
-    outer, channel_count, inner = arrays[0].shape
-    most = min(min(a.kind.most_lanes for a in arrays), WIDEST // max(a.kind.itemsize for a in arrays))
+@lru_cache(4096)
+def _plan(shape, places, multiprocessors, reduces):
+    """The launch for views of one shape; `places`: of each the address modulo 16, both strides and the kind."""
+    outer, channel_count, inner = shape
+    kinds = [kind for _, _, _, kind in places]
+    most = min(min(kind.most_lanes for kind in kinds), WIDEST // max(kind.itemsize for kind in kinds))
     rows = channel_rows = most
     packed = True
-    for array in arrays:
-        row, channel, _ = array.strides
-        places = (array.address, row if outer > 1 else 0)
-        rows = min(rows, launch.alignment(array.kind.itemsize, most, places))
-        all_places = (*places, channel if channel_count > 1 else 0)
-        channel_rows = min(channel_rows, launch.alignment(array.kind.itemsize, most, all_places))
-        packed = packed and (channel_count == 1 or channel == inner * array.kind.itemsize)
-    itemsize = max(a.kind.itemsize for a in arrays)
-    return Layout(outer, channel_count, inner, itemsize, rows, channel_rows, packed)
+    for offset, row, channel, kind in places:
+        steps = (offset, row if outer > 1 else 0)
+        rows = min(rows, launch.alignment(kind.itemsize, most, steps))
+        all_steps = (*steps, channel if channel_count > 1 else 0)
+        channel_rows = min(channel_rows, launch.alignment(kind.itemsize, most, all_steps))
+        packed = packed and (channel_count == 1 or channel == inner * kind.itemsize)
+    itemsize = max(kind.itemsize for kind in kinds)
+    layout = Layout(outer, channel_count, inner, itemsize, rows, channel_rows, packed)
+    return launch.plan(layout, launch.Device(multiprocessors), reduces)
 
 
 def _places(*arrays):
@@ -286,9 +289,10 @@ def _tile(plan):
 
 
 def _strides(array):
-    """Steps along outer and channels, in values; 0 along an axis of length 1."""
+    """Steps along outer and channels, in values."""
     itemsize = array.kind.itemsize
-    return tuple(step // itemsize if n > 1 else 0 for n, step in zip(array.shape[:2], array.strides[:2], strict=True))
+    outer, channel, _ = array.strides
+    return outer // itemsize, channel // itemsize
 
 
 _WIDE = {

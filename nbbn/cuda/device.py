@@ -24,6 +24,9 @@ class BFloat16:
 
 BFLOAT16 = BFloat16()
 
+#: By character: the name of a dtype takes NumPy microseconds to spell. Several characters may mean one dtype.
+_KINDS = {char: KINDS[np.dtype(char).name] for char in "?bBhHiIlLqQefd"} | {BFLOAT16.char: KINDS["bfloat16"]}
+
 
 class Library(Protocol):
     """What is asked of an array library."""
@@ -59,10 +62,13 @@ class Library(Protocol):
 class DeviceArray:
     """An array on a device. `shadow` has its shape, strides and address, and is never read: NumPy knows the rest."""
 
-    __slots__ = ("device", "dtype", "library", "owner", "shadow")
+    __slots__ = ("address", "device", "dtype", "kind", "library", "owner", "shadow")
 
-    def __init__(self, shadow: np.ndarray, dtype: Any, owner: Any, library: Library, device: int | None):
-        self.shadow, self.dtype, self.owner, self.library, self.device = shadow, dtype, owner, library, device
+    def __init__(self, shadow: np.ndarray, address: int, dtype: Any, owner: Any, library: Library, device: int | None):
+        self.shadow, self.address, self.dtype = shadow, address, dtype
+        self.owner, self.library, self.device = owner, library, device
+        #: How its values lie in memory; None for what kernels cannot read.
+        self.kind: Kind | None = _KINDS.get(dtype.char)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,15 +93,6 @@ class DeviceArray:
     @property
     def flags(self) -> Any:
         return self.shadow.flags
-
-    @property
-    def address(self) -> int:
-        return int(self.shadow.ctypes.data)
-
-    @property
-    def kind(self) -> Kind:
-        """How its values lie in memory."""
-        return KINDS[self.dtype.name]
 
     def transpose(self, order: tuple[int, ...]) -> "DeviceArray":
         """The same memory with the axes in another order; the owner stays as it is."""
@@ -134,7 +131,7 @@ class DeviceArray:
         return self.library.to_host(self.owner)
 
     def _with(self, shadow: np.ndarray) -> "DeviceArray":
-        return DeviceArray(shadow, self.dtype, self.owner, self.library, self.device)
+        return DeviceArray(shadow, self.address, self.dtype, self.owner, self.library, self.device)
 
 
 def view(name: str, value: Any) -> DeviceArray:
@@ -146,7 +143,7 @@ def view(name: str, value: Any) -> DeviceArray:
         shadow = np.empty(shape, stored)
     else:
         shadow = np.asarray(_Interface(address, shape, strides, stored.str, read_only))
-    return DeviceArray(shadow, dtype, value, library, device)
+    return DeviceArray(shadow, address, dtype, value, library, device)
 
 
 class _Interface:

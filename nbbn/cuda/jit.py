@@ -11,6 +11,10 @@ from numba.core import config
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
 
+#: So that the largest block, 512 threads, can always be launched. No kernel needs more (tests/registers.json).
+MOST_REGISTERS = 128
+
+
 def device(function):
     """Compile a function that kernels call; in the simulator it is what it is."""
     return function if SIMULATED else cuda.jit(device=True)(function)
@@ -21,4 +25,4 @@ def kernel(function):
 
     No `fastmath`: it would flush denormals and take NaN and infinity for impossible.
     """
-    return cuda.jit(function)
+    return cuda.jit(function) if SIMULATED else cuda.jit(max_registers=MOST_REGISTERS)(function)

@@ -25,21 +25,10 @@ class Workspace:
     ticket_count: int
     pairs: Any
     pair_count: int
-
-    @property
-    def skipped(self) -> int:
-        """Address of the count of skipped channels."""
-        return _address(self.tickets)
-
-    @property
-    def first_ticket(self) -> int:
-        """Address of the tickets."""
-        return _address(self.tickets) + 4
-
-    @property
-    def sums(self) -> int:
-        """Address of the pairs."""
-        return _address(self.pairs)
+    #: Addresses: of the count of skipped channels, of the tickets after it, of the pairs.
+    skipped: int
+    first_ticket: int
+    sums: int
 
 
 _spaces: dict[tuple[int | None, int], Workspace] = {}
@@ -55,7 +44,9 @@ def workspace(device: int | None, stream: int, tickets: int, pairs: int) -> Work
         if found is not None:
             _outgrown.append(found)
             pairs, tickets = max(pairs, 2 * found.pair_count), max(tickets, 2 * found.ticket_count)
-        found = Workspace(_zeros(tickets + 1), tickets + 1, _memory(2 * pairs), pairs)
+        counters, memory = _zeros(tickets + 1), _memory(2 * pairs)
+        start = _address(counters)
+        found = Workspace(counters, tickets + 1, memory, pairs, start, start + 4, _address(memory))
         _spaces[device, stream] = found
     return found
 
