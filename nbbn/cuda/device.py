@@ -200,7 +200,20 @@ class _Numba:
         return cuda.device_array(shape, dtype)
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
-        return value if order == tuple(range(len(order))) else value.transpose(order)
+        if order == tuple(range(len(order))):
+            return value
+        # its own `transpose` copies
+        from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
+        whole = self._own(value)
+        shape, strides = (tuple(sizes[a] for a in order) for sizes in (whole.shape, whole.strides))
+        return DeviceNDArray(shape, strides, whole.dtype, gpu_data=whole.gpu_data)
+
+    def _own(self, value: Any) -> Any:
+        """Any library's array as one of Numba's, over the same memory."""
+        from numba import cuda
+
+        return value if hasattr(value, "gpu_data") else cuda.as_cuda_array(value, sync=False)
 
     def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
         return self.contiguous(value)
@@ -215,12 +228,13 @@ class _Numba:
         self.contiguous(target)
 
     def fill(self, target: Any, values: np.ndarray) -> None:
-        target.copy_to_device(values)
+        self._own(target).copy_to_device(values)
 
     def to_host(self, value: Any) -> np.ndarray:
         from numba import cuda
 
-        return np.asarray(cuda.as_cuda_array(value).copy_to_host())
+        cuda.synchronize()  # the value may have been computed on any stream
+        return np.asarray(self._own(value).copy_to_host())
 
     def stream(self, value: Any, device: int | None) -> int:
         # the interface: 1 is the default stream, 2 that of this thread, which numba.cuda calls the same
