@@ -192,7 +192,7 @@ def batch_norm(
         Applied last.
     nonfinite : {"propagate", "skip", "raise"}
         What NaN or infinite batch statistics do to the running arrays: see `ema_update`. "raise" looks before it
-        writes, which costs a second pass over `x`.
+        writes, which costs a second pass over `x`. On a GPU both read a few bytes back, and wait for them.
     return_stats : bool
         Also return the `Moments` of this batch (in evaluation too, where they cost an extra pass).
     out : array of the shape of x, optional
