@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nbbn import checks, layout
-from nbbn.cuda import device
+from nbbn.cuda import device, libraries
 
 VALUES = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
 
@@ -112,7 +112,7 @@ def test_pytorch_tensors():
         device.view("x", tensor.clone().requires_grad_())
     with pytest.raises(TypeError, match=r"x: expected a plain strided tensor, got layout torch.sparse_coo"):
         device.view("x", torch.eye(3).to_sparse())
-    library = device.library_of(tensor)
+    library = libraries.library_of(tensor)
     assert library.contiguous(tensor).is_contiguous()
     assert library.contiguous(tensor.contiguous()).data_ptr() != tensor.contiguous().data_ptr()
     target = torch.zeros(5)

@@ -7,7 +7,6 @@ Views and per-channel arrays are `nbbn.cuda.device.DeviceArray`. Importing needs
 import warnings
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numba import cuda
@@ -24,8 +23,18 @@ from nbbn.cuda import (
     moments_columns,
     moments_rows,
 )
+from nbbn.cuda.arguments import (
+    find_plan,
+    parameters_of,
+    places_of,
+    row_places_of,
+    running_of,
+    shares_of,
+    strides_of,
+    tile_of,
+)
 from nbbn.cuda.jit import SIMULATED
-from nbbn.cuda.launch import Layout, Rows
+from nbbn.cuda.launch import Rows
 from nbbn.cuda.storage import WIDEST
 from nbbn.cuda.workspace import queue_of, read_skipped, workspace
 
@@ -56,7 +65,7 @@ def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
 def ema(count, mean, m2, update):
     call = _Call(count)
     space = call.workspace(0, 0)
-    running, flags = _running(update)
+    running, flags = running_of(update)
     call.launch(
         channels.ema(), call.per_channel(count), 256, count.address, mean.address, m2.address, *running, flags,
         count.size, space.skipped,
@@ -69,10 +78,10 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     call = _Call(x)
     outer, channel_count, inner = x.shape
     plan = call.plan((grad_out, x), True)
-    (center, spread, factor), flags = _parameters(mean=mean, var=var, weight=weight)
+    (center, spread, factor), flags = parameters_of(mean=mean, var=var, weight=weight)
     flags |= formulas.HAS_WEIGHT if weight is not None else 0
     flags |= formulas.WIDE_GRADIENT if grad_weight.dtype.char == "d" else 0
-    space = call.workspace(plan.blocks, channel_count * _shares(plan))
+    space = call.workspace(plan.blocks, channel_count * shares_of(plan))
     # not in the workspace: another thread may launch on this stream between the two launches
     kept = x.empty((2 * channel_count,), np.dtype(np.float64))
     totals, work = kept.address, space.sums
@@ -81,13 +90,13 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     results = grad_weight.address, grad_bias.address
     if isinstance(plan, Rows):
         call.launch(
-            gradient_sums.rows(*kinds, plan.lanes), plan.blocks, plan.threads, *_places(grad_out, x), outer, inner,
+            gradient_sums.rows(*kinds, plan.lanes), plan.blocks, plan.threads, *places_of(grad_out, x), outer, inner,
             plan.parts, work, space.first_ticket, totals, *parameters, *results,
         )  # fmt: skip
     else:
         call.launch(
-            gradient_sums.columns(*kinds, plan.lanes), plan.blocks, plan.threads, *_row_places(grad_out, x), *x.shape,
-            *_tile(plan), work, space.first_ticket, totals, *parameters, *results,
+            gradient_sums.columns(*kinds, plan.lanes), plan.blocks, plan.threads, *row_places_of(grad_out, x), *x.shape,
+            *tile_of(plan), work, space.first_ticket, totals, *parameters, *results,
         )  # fmt: skip
     if not training:  # mean and var are constants: the gradient is scaled, nothing else
         _affine(call, grad_out, None, var, 1.0, weight, None, eps, None, False, grad_x)
@@ -97,12 +106,12 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
     if isinstance(plan, Rows):
         call.launch(
             input_gradient.rows(*all_kinds, plan.lanes), plan.blocks, plan.threads,
-            *_places(grad_out, x, grad_x), outer, inner, plan.parts, totals, *parameters,
+            *places_of(grad_out, x, grad_x), outer, inner, plan.parts, totals, *parameters,
         )  # fmt: skip
     else:
         call.launch(
             input_gradient.columns(*all_kinds, plan.lanes), plan.blocks, plan.threads,
-            *_row_places(grad_out, x, grad_x), *x.shape, *_tile(plan), totals, *parameters,
+            *row_places_of(grad_out, x, grad_x), *x.shape, *tile_of(plan), totals, *parameters,
         )  # fmt: skip
 
 
@@ -132,7 +141,7 @@ class _Call:
 
     def plan(self, arrays, reduces):
         places = tuple((a.address % WIDEST, *a.strides[:2], a.kind) for a in arrays)
-        return _plan(arrays[0].shape, places, properties(self.device).multiprocessors, reduces)
+        return find_plan(arrays[0].shape, places, properties(self.device).multiprocessors, reduces)
 
     def workspace(self, tickets, pairs):
         with self._there():
@@ -196,7 +205,7 @@ def _masked_moments(call, x, where, count, mean, m2):
     parts = max(1, min(outer * inner // 4096, -(-2 * properties(x.device).multiprocessors // channel_count)))
     space = call.workspace(channel_count, 2 * channel_count * parts)  # records of three numbers
     call.launch(
-        masked.compiled(x.kind.name), channel_count * parts, 256, x.address, *_strides(x), where.address,
+        masked.compiled(x.kind.name), channel_count * parts, 256, x.address, *strides_of(x), where.address,
         *where.strides, outer, inner, parts, space.sums, space.first_ticket, count.address, mean.address, m2.address,
     )  # fmt: skip
 
@@ -204,20 +213,20 @@ def _masked_moments(call, x, where, count, mean, m2):
 def _moments(call, x, count, mean, m2, update):
     outer, _, inner = x.shape
     plan = call.plan((x,), True)
-    running, flags = _running(update)
+    running, flags = running_of(update)
     results = count.address, mean.address, m2.address, *running, flags
-    space = call.workspace(plan.blocks, x.shape[1] * _shares(plan))
+    space = call.workspace(plan.blocks, x.shape[1] * shares_of(plan))
     sums = space.sums, space.first_ticket
     if isinstance(plan, Rows):
         kernel = moments_rows.compiled(x.kind.name, plan.lanes)
         call.launch(
-            kernel, plan.blocks, plan.threads, x.address, *_strides(x), outer, inner, plan.parts, *sums, *results,
+            kernel, plan.blocks, plan.threads, x.address, *strides_of(x), outer, inner, plan.parts, *sums, *results,
             space.skipped,
         )  # fmt: skip
     else:
         call.launch(
-            moments_columns.compiled(x.kind.name, plan.lanes), plan.blocks, plan.threads, x.address, _strides(x)[0],
-            *x.shape, *_tile(plan), *sums, *results, space.skipped,
+            moments_columns.compiled(x.kind.name, plan.lanes), plan.blocks, plan.threads, x.address, strides_of(x)[0],
+            *x.shape, *tile_of(plan), *sums, *results, space.skipped,
         )  # fmt: skip
     return call.skipped(update, space)
 
@@ -230,7 +239,7 @@ def _affine(call, x, mean, var, divisor, weight, bias, eps, residual, relu, out)
     flags |= formulas.CONSTANT_STATISTICS if mean is None else 0
     for given, bit in ((weight, formulas.HAS_WEIGHT), (bias, formulas.HAS_BIAS)):
         flags |= bit if given is not None else 0
-    parameters, wide = _parameters(mean=mean, var=var, weight=weight, bias=bias)
+    parameters, wide = parameters_of(mean=mean, var=var, weight=weight, bias=bias)
     addresses = [0 if a is None else a.address for a in parameters]
     floor = 0.0 if relu else -float("inf")
     kinds = x.kind.name, addend.kind.name, out.kind.name
@@ -238,85 +247,17 @@ def _affine(call, x, mean, var, divisor, weight, bias, eps, residual, relu, out)
     if isinstance(plan, Rows):
         kernel = affine_rows.compiled(*kinds, plan.lanes)
         call.launch(
-            kernel, plan.blocks, plan.threads, *_places(x, addend, out), outer, inner, plan.parts, *coefficients
+            kernel,
+            plan.blocks,
+            plan.threads,
+            *places_of(x, addend, out),
+            outer,
+            inner,
+            plan.parts,
+            *coefficients,
         )
     else:
         call.launch(
             affine_columns.compiled(*kinds, plan.lanes), plan.blocks, plan.threads,
-            *_row_places(x, addend, out), *x.shape, *_tile(plan), *coefficients,
+            *row_places_of(x, addend, out), *x.shape, *tile_of(plan), *coefficients,
         )  # fmt: skip
-
-
-# --- arguments of kernels -------------------------------------------------------------------------------------------
-
-
-@lru_cache(4096)
-def _plan(shape, places, multiprocessors, reduces):
-    """The launch for views of one shape; `places`: of each the address modulo 16, both strides and the kind."""
-    outer, channel_count, inner = shape
-    kinds = [kind for _, _, _, kind in places]
-    most = min(min(kind.most_lanes for kind in kinds), WIDEST // max(kind.itemsize for kind in kinds))
-    rows = channel_rows = most
-    packed = True
-    for offset, row, channel, kind in places:
-        steps = (offset, row if outer > 1 else 0)
-        rows = min(rows, launch.alignment(kind.itemsize, most, steps))
-        all_steps = (*steps, channel if channel_count > 1 else 0)
-        channel_rows = min(channel_rows, launch.alignment(kind.itemsize, most, all_steps))
-        packed = packed and (channel_count == 1 or channel == inner * kind.itemsize)
-    itemsize = max(kind.itemsize for kind in kinds)
-    layout = Layout(outer, channel_count, inner, itemsize, rows, channel_rows, packed)
-    return launch.plan(layout, launch.Device(multiprocessors), reduces)
-
-
-def _places(*arrays):
-    """Address and both strides of every array."""
-    return tuple(p for array in arrays for p in (array.address, *_strides(array)))
-
-
-def _row_places(*arrays):
-    """Address and stride along outer of every array, whose rows are packed."""
-    return tuple(p for array in arrays for p in (array.address, _strides(array)[0]))
-
-
-def _shares(plan):
-    """How many blocks share a channel."""
-    return plan.parts if isinstance(plan, Rows) else plan.splits
-
-
-def _tile(plan):
-    return plan.channels, plan.across, plan.deep, plan.tiles, plan.splits
-
-
-def _strides(array):
-    """Steps along outer and channels, in values."""
-    itemsize = array.kind.itemsize
-    outer, channel, _ = array.strides
-    return outer // itemsize, channel // itemsize
-
-
-_WIDE = {
-    "mean": formulas.WIDE_MEAN,
-    "var": formulas.WIDE_VAR,
-    "weight": formulas.WIDE_WEIGHT,
-    "bias": formulas.WIDE_BIAS,
-}
-
-
-def _parameters(**arrays) -> Any:
-    """The arrays, contiguous, and the flags that say which are float64."""
-    flags = 0
-    for key, array in arrays.items():
-        if array is not None and array.dtype.char == "d":
-            flags |= _WIDE[key]
-    packed = (a if a is None or a.flags.c_contiguous else a.contiguous() for a in arrays.values())
-    return tuple(packed), flags
-
-
-def _running(update) -> Any:
-    """Addresses of the running arrays, momentum, ddof, and flags."""
-    if update is None:
-        return (0, 0, 0.0, 0), 0
-    (running_mean, running_var), flags = _parameters(mean=update.running_mean, var=update.running_var)
-    flags |= formulas.HAS_RUNNING | (formulas.SKIP_NONFINITE if update.skip_nonfinite else 0)
-    return (running_mean.address, running_var.address, float(update.momentum), update.ddof), flags

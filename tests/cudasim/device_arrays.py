@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nbbn.cuda import device, simulated
+from nbbn.cuda import libraries, simulated
 
 
 class Array:
@@ -17,7 +17,7 @@ class Array:
 
     @property
     def dtype(self):
-        return device.BFLOAT16 if self.bfloat16 else self.values.dtype
+        return libraries.BFLOAT16 if self.bfloat16 else self.values.dtype
 
     @property
     def __cuda_array_interface__(self):
@@ -43,7 +43,7 @@ class Array:
 
 def empty(shape, dtype):
     """A new array, filled with NaN."""
-    bfloat16 = dtype is device.BFLOAT16
+    bfloat16 = dtype is libraries.BFLOAT16
     dtype = np.dtype(np.uint16 if bfloat16 else dtype)
     memory = simulated.MEMORY.allocate(int(np.prod(shape)) * dtype.itemsize)
     return Array(memory, memory.view(dtype).reshape(shape), bfloat16)
@@ -55,7 +55,7 @@ def put(values, bfloat16=False):
     if bfloat16:
         values = simulated.to_bfloat16(values)
     order = np.argsort([-abs(s) for s in values.strides], kind="stable")
-    array = empty([values.shape[a] for a in order], device.BFLOAT16 if bfloat16 else values.dtype)
+    array = empty([values.shape[a] for a in order], libraries.BFLOAT16 if bfloat16 else values.dtype)
     array.values = array.values.transpose(np.argsort(order))
     array.values[...] = values
     return array
@@ -65,7 +65,7 @@ class Library:
     """What nbbn asks of an array library."""
 
     def describe(self, name, value):
-        address, shape, strides, dtype, read_only = device._interface(name, value)
+        address, shape, strides, dtype, read_only = libraries._interface(name, value)
         return address, shape, strides, dtype, None, read_only
 
     def empty(self, shape, dtype, number):
@@ -97,4 +97,4 @@ class Library:
 
 def register():
     """Let nbbn know of these arrays."""
-    device.LIBRARIES[__name__.partition(".")[0]] = Library()
+    libraries.LIBRARIES[__name__.partition(".")[0]] = Library()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn.cuda import device
+from nbbn.cuda import libraries
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(3, 2, (6, 3, 5, 4)).astype(np.float32)
@@ -169,9 +169,9 @@ def test_read_only_results_are_refused():
 
 def test_bfloat16_without_a_dtype_of_numpy():
     x = put(X, bfloat16=True)
-    assert x.dtype is device.BFLOAT16
+    assert x.dtype is libraries.BFLOAT16
     y = nbbn.batch_norm(x, training=True)
-    assert y.dtype is device.BFLOAT16
+    assert y.dtype is libraries.BFLOAT16
     np.testing.assert_allclose(y.get(), nbbn.batch_norm(x.get(), training=True), atol=2e-2)
 
 
