@@ -30,6 +30,10 @@ from nbbn.config import describe  # noqa: E402
 SANITIZED = "tests/test_cuda_gpu.py::test_short_set_for_the_sanitizer"
 
 
+#: Warnings of whatever releases are there must not fail the tests; nothing is written into the tree.
+QUIET = ["-W", "default", "-p", "no:cacheprovider"]
+
+
 class Steps:
     """What was done, and what was not and why."""
 
@@ -74,7 +78,7 @@ def main() -> int:
 
 def run_tests(steps: Steps, has_gpu: bool, seconds: float) -> bool:
     """The tests marked gpu; without a GPU they say themselves that they are skipped. True if they failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_cuda_gpu.py", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_cuda_gpu.py", *QUIET]
     status, text = _run(command, seconds)
     lines = text.strip().splitlines()
     summary = lines[-1] if lines else "no output"
@@ -94,7 +98,7 @@ def run_sanitizer(steps: Steps, has_gpu: bool) -> bool:
     failed = False
     for tool in ("memcheck", "racecheck", "synccheck"):
         command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", SANITIZED]
-        status, text = _run([*command, "-p", "no:cacheprovider"], min(75, max(20, steps.left() - 120)))
+        status, text = _run([*command, *QUIET], min(75, max(20, steps.left() - 120)))
         found = re.findall(r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*", text)
         steps.note(tool, f"exit {status}: {found[-1] if found else text.strip()[-200:]}")
         failed |= status == 9
