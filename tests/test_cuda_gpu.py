@@ -266,3 +266,6 @@ def test_short_set_for_the_sanitizer():
         wanted = nbbn.batch_norm_backward(data(shape), data(shape), host.mean, host.var())[0]
         np.testing.assert_allclose(dx.copy_to_host(), wanted, atol=5e-5)
         assert ((stats + stats).to_numpy().count == 2 * host.count).all()
+        layer = nbbn.BatchNorm(shape[1], like=x).eval()
+        np.testing.assert_allclose(layer(x).copy_to_host(), data(shape), atol=1e-4)
+        assert list(layer.state_dict()) == list(nbbn.BatchNorm(1).state_dict())

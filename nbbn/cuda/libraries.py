@@ -109,16 +109,26 @@ class _Numba:
         return value if hasattr(value, "gpu_data") else cuda.as_cuda_array(value, sync=False)
 
     def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
-        return self.contiguous(value)
+        return self._refuse()
 
     def contiguous(self, value: Any) -> Any:
+        from numba import cuda
+
+        whole = self._own(value)
+        if not whole.is_c_contiguous():
+            self._refuse()
+        copy = cuda.device_array(whole.shape, whole.dtype)
+        copy.copy_to_device(whole)
+        return copy
+
+    def _refuse(self) -> Any:
         raise ValueError(
             "expected strides that kernels can read (a contiguous array, or slices of its first axes) of an array of "
             "this library, got others; pass a contiguous copy"
         )
 
     def assign(self, target: Any, source: Any) -> None:
-        self.contiguous(target)
+        self._refuse()
 
     def fill(self, target: Any, values: np.ndarray) -> None:
         self._own(target).copy_to_device(values)
