@@ -9,12 +9,11 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from nbbn.arrays import Array, empty, on_device
 
 #: Every backend this version has, and the module that is it. Imported when first needed.
-_MODULES = {"numpy": "nbbn.reference", "cpu": "nbbn.cpu"}
+_MODULES = {"numpy": "nbbn.reference", "cpu": "nbbn.cpu", "cuda": "nbbn.cuda"}
 
 _forced: ContextVar[str | None] = ContextVar("nbbn_backend", default=None)
 
@@ -170,6 +169,40 @@ def current() -> Backend:
     return _load(_forced.get() or "cpu")
 
 
+def serving(x: Array) -> Backend:
+    """The backend for a checked array: where the array is decides."""
+    forced = _forced.get()
+    if on_device(x):
+        if forced not in (None, "cuda"):
+            raise TypeError(
+                f"expected arrays in host memory inside use_backend({forced!r}), got one on a CUDA device; "
+                "nothing is transferred silently"
+            )
+        return cast(Backend, cuda())
+    if forced == "cuda":
+        raise TypeError(
+            "expected arrays on a CUDA device inside use_backend('cuda'), got one in host memory; "
+            "nothing is transferred silently"
+        )
+    return _load(forced or "cpu")
+
+
+def cuda() -> Any:
+    """The CUDA backend; `RuntimeError` says what is missing where it cannot run."""
+    missing = _missing_for_cuda()
+    if missing is not None:
+        raise RuntimeError(f"CUDA: {missing}")
+    return _load("cuda")
+
+
+@cache
+def _missing_for_cuda() -> str | None:
+    # imported when the first array on a device, or a question about one, arrives
+    from nbbn.cuda import requirements
+
+    return requirements.missing()
+
+
 @cache
 def _load(name: str) -> Backend:
     return cast(Backend, import_module(_MODULES[name]))
@@ -181,15 +214,15 @@ def available_backends() -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        ``"numpy"`` is the float64 reference, ``"cpu"`` the compiled kernels.
+        ``"numpy"`` is the float64 reference, ``"cpu"`` the compiled kernels, ``"cuda"`` those for arrays on a GPU.
 
     Examples
     --------
     >>> import nbbn
-    >>> nbbn.available_backends()
+    >>> nbbn.available_backends()[:2]
     ('numpy', 'cpu')
     """
-    return tuple(_MODULES)
+    return tuple(name for name in _MODULES if name != "cuda" or _missing_for_cuda() is None)
 
 
 def use_backend(name: str) -> AbstractContextManager[None]:
@@ -202,7 +235,8 @@ def use_backend(name: str) -> AbstractContextManager[None]:
     Parameters
     ----------
     name : {"numpy", "cpu", "cuda"}
-        ``"numpy"`` is the float64 reference (slow, for checking), ``"cpu"`` the compiled kernels.
+        ``"numpy"`` is the float64 reference (slow, for checking), ``"cpu"`` the compiled kernels. Arrays on a CUDA
+        device go to ``"cuda"`` anyway; inside ``use_backend("cuda")`` an array in host memory is an error.
 
     Returns
     -------
@@ -213,7 +247,7 @@ def use_backend(name: str) -> AbstractContextManager[None]:
     ValueError
         If the name is not that of a backend.
     RuntimeError
-        If the backend does not work here. This version has no ``"cuda"`` backend.
+        If the backend does not work here: says what is missing.
 
     Examples
     --------
@@ -223,10 +257,10 @@ def use_backend(name: str) -> AbstractContextManager[None]:
     ...     nbbn.batch_stats(x).mean
     array([2.])
     """
-    if name == "cuda":
-        raise RuntimeError("backend 'cuda': this version of nbbn has no CUDA kernels; it has " + _known())
     if not isinstance(name, str) or name not in _MODULES:
-        raise ValueError(f"name: expected one of {_known()} or 'cuda', got {name!r}")
+        raise ValueError(f"name: expected one of {_known()}, got {name!r}")
+    if name == "cuda":
+        cuda()
     return _use(name)
 
 
@@ -243,6 +277,9 @@ def _known() -> str:
     return ", ".join(repr(name) for name in _MODULES)
 
 
-def empty_moments(channels: int) -> tuple[Array, Array, Array]:
-    """Uninitialized count, mean and m2 for a backend to fill."""
+def empty_moments(channels: int, like: Array | None = None) -> tuple[Array, Array, Array]:
+    """Uninitialized count, mean and m2 for a backend to fill, in the memory that `like` is in."""
+    if like is not None and on_device(like):
+        counts, *floats = (empty((channels,), np.dtype(kind), like) for kind in (np.int64, np.float64, np.float64))
+        return counts, floats[0], floats[1]
     return np.empty(channels, np.int64), np.empty(channels), np.empty(channels)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nbbn import checks
-from nbbn.arrays import Array
+from nbbn.arrays import Array, numpy_array, returned
 
 
 def sample_to_population_var(var: Array, n: int) -> Array:
@@ -85,5 +85,6 @@ def population_to_sample_var(var: Array, n: int) -> Array:
 
 
 def _scaled(var: Array, numerator: int, denominator: int) -> Array:
-    values = checks.floats("var", var)
-    return np.asarray(values * np.float64(numerator / denominator), values.dtype)
+    values = checks.floats("var", numpy_array("var", var))
+    scaled: Array = returned(np.asarray(values * np.float64(numerator / denominator), values.dtype), None, var)
+    return scaled

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.exceptions import AxisError
 
-from nbbn.arrays import FLOATS, Array, is_data_float, is_data_integer, is_float, numpy_array
+from nbbn.arrays import FLOATS, Array, any_array, geometry, is_data_float, is_data_integer, is_float, on_device
 
 #: The default of every `momentum` parameter. An object of its own, so that `momentum=` given beside `decay=`
 #: is noticed even when it is 0.1.
@@ -23,7 +23,7 @@ ACTIVATIONS = (None, "relu")
 
 def data(name: str, value: Any) -> Array:
     """An array of values: floating, integer or bool."""
-    array = numpy_array(name, value)
+    array = any_array(name, value)
     if not (is_data_float(array.dtype) or is_data_integer(array.dtype)):
         raise TypeError(f"{name}: expected float32, float64, float16, bfloat16, integers or bool, got {array.dtype}")
     return array
@@ -63,7 +63,7 @@ def channels_of(x: Array, axis: int | None) -> int:
 
 def floats(name: str, value: Any) -> Array:
     """A float32 or float64 array of any shape."""
-    array = numpy_array(name, value)
+    array = any_array(name, value)
     if not is_float(array):
         raise TypeError(f"{name}: expected dtype float32 or float64, got {array.dtype}")
     return array
@@ -117,7 +117,10 @@ def running_pair(running_mean: Any, running_var: Any, channels: int) -> tuple[Ar
 def disjoint(name: str, written: Array, **others: Array | None) -> None:
     """`written` shares no memory with the others."""
     for other_name, other in others.items():
-        if other is not None and np.may_share_memory(written, other) and _overlaps(written, other):
+        if other is None:
+            continue
+        first, second = geometry(written), geometry(other)
+        if np.may_share_memory(first, second) and _overlaps(first, second):
             raise ValueError(f"{name}: expected memory of its own, got memory that overlaps {other_name}")
 
 
@@ -125,20 +128,24 @@ def output(out: Any, x: Array, **read: Array | None) -> Array | None:
     """`out` fits `x` and overlaps nothing that is read, except exactly `x` itself."""
     if out is None:
         return None
-    array = numpy_array("out", out)
+    array = any_array("out", out)
     if not is_data_float(array.dtype):
         raise TypeError(f"out: expected dtype float32, float64, float16 or bfloat16, got {array.dtype}")
     same_shape("out", array, x)
     if not array.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
-    if not _every_element_has_its_own_memory(array):
+    same_place(x, out=array)
+    if not _every_element_has_its_own_memory(geometry(array)):
         raise ValueError(
             f"out: expected one element of memory per value, got strides {array.strides} for {array.shape}"
         )
     for name, other in (("x", x), *read.items()):
-        if other is None or not np.may_share_memory(array, other):
+        if other is None:
             continue
-        if not (name in IN_PLACE and _is_exactly(array, other)) and _overlaps(array, other):
+        first, second = geometry(array), geometry(other)
+        if not np.may_share_memory(first, second):
+            continue
+        if not (name in IN_PLACE and _is_exactly(first, second)) and _overlaps(first, second):
             allowed = " or ".join(sorted({"x", *(IN_PLACE & read.keys())}))
             raise ValueError(f"out: expected {allowed} itself or memory of its own, got memory that overlaps {name}")
     return array
@@ -146,6 +153,23 @@ def output(out: Any, x: Array, **read: Array | None) -> Array | None:
 
 #: Inputs that `out` may be: every element of theirs is read before it is written.
 IN_PLACE = frozenset({"x", "grad_out"})
+
+
+def same_place(x: Array, **others: Array | None) -> None:
+    """All on the device of `x`, or all in host memory: nothing is transferred silently."""
+    for name, other in others.items():
+        if other is None or (type(other) is np.ndarray and type(x) is np.ndarray):
+            continue
+        expected, got = _place(x), _place(other)
+        if expected != got:
+            raise TypeError(f"{name}: expected an array {expected}, as x is, got one {got}")
+
+
+def _place(array: Array) -> str:
+    if not on_device(array):
+        return "in host memory"
+    number = array.device  # None: a library that does not say, so the current one
+    return f"on CUDA device {number or 0}"
 
 
 def same_shape(name: str, array: Array, x: Array) -> None:
@@ -165,7 +189,7 @@ def mask(where: Any, x: Array) -> Array | None:
     """A boolean array that broadcasts to `x`."""
     if where is None:
         return None
-    array = numpy_array("where", where)
+    array = any_array("where", where)
     if array.dtype != np.bool_:
         raise TypeError(f"where: expected dtype bool, got {array.dtype}")
     try:

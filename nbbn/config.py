@@ -82,7 +82,7 @@ def describe() -> dict[str, str]:
     """The lines of `show_config`."""
     llvm = ".".join(map(str, binding.llvm_version_info))
     return {
-        "nbbn": metadata.version("nbbn"),
+        "nbbn": _own_version(),
         "numba": f"{numba.__version__} (llvmlite {llvmlite.__version__}, LLVM {llvm})",
         "numpy": np.__version__,
         "python": f"{platform.python_version()} ({sys.implementation.name})",
@@ -91,9 +91,25 @@ def describe() -> dict[str, str]:
         "threads": f"{get_num_threads()} of {_threads().max_num_threads()}",
         "threading layer": _threading_layer(),
         "backends": ", ".join(available_backends()),
-        "gpu": "not used by this version",
+        "gpu": _gpu(),
         "optional": ", ".join(_optional_versions()) or "none installed",
     }
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("nbbn")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        from nbbn import __version__
+
+        return f"{__version__} (not installed)"
+
+
+def _gpu() -> str:
+    """The device, or what is missing for one; asking initializes the driver, where there is one."""
+    from nbbn.cuda import requirements
+
+    return requirements.describe()
 
 
 def _threads() -> ModuleType:

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nbbn import checks
-from nbbn.arrays import Array
-from nbbn.moments import Moments
+from nbbn.arrays import Array, in_host_memory
+from nbbn.moments import Moments, hosted
 from nbbn.significance import holm, mean_p_value, variance_p_value
 
 Floats = npt.NDArray[np.float64]
@@ -249,13 +249,15 @@ def drift(
     """
     if not isinstance(stats, Moments):
         raise TypeError(f"stats: expected Moments, got {type(stats).__name__}; pass nbbn.batch_stats(x)")
+    stats = hosted(stats)
     channels = stats.count.size
-    mean = checks.per_channel("running_mean", running_mean, channels).astype(np.float64)
-    var = checks.per_channel("running_var", running_var, channels).astype(np.float64)
+    mean = in_host_memory(checks.per_channel("running_mean", running_mean, channels)).astype(np.float64)
+    var = in_host_memory(checks.per_channel("running_var", running_var, channels)).astype(np.float64)
     if (var < 0).any():
         c = int(np.argmax(var < 0))
         raise ValueError(f"running_var: expected values >= 0, got {var[c]} in channel {c}")
-    scale = checks.optional_per_channel("weight", weight, channels)
+    given = checks.optional_per_channel("weight", weight, channels)
+    scale = None if given is None else in_host_memory(given)
     eps = checks.epsilon(eps)
     level = checks.level("significance", significance)
     count = checks.effective_count(effective_count, stats.count)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nbbn import checks
-from nbbn.arrays import Array
+from nbbn.arrays import Array, numpy_array
 from nbbn.moments import Moments
 
 #: Distance from 1 to the next larger number.
@@ -41,7 +41,7 @@ class Folding:
         transpose: Any,
     ) -> "Folding":  # fmt: skip
         """Check the arguments, of the layer called `name`, and fold."""
-        w = checks.float_data(f"{name}_w", w, "as weights")
+        w = checks.float_data(f"{name}_w", numpy_array(f"{name}_w", w), "as weights")
         transpose = checks.flag("transpose", transpose)
         eps = checks.epsilon(eps)
         mean = _values("running_mean", mean, None)
@@ -49,7 +49,9 @@ class Folding:
         var = _values("running_var", var, channels)
         weight = np.ones(channels) if weight is None else _values("weight", weight, channels)
         bias = np.zeros(channels) if bias is None else _values("bias", bias, channels)
-        bias_dtype = w.dtype if b is None else checks.float_data(f"{name}_b", b, "as bias").dtype
+        bias_dtype = (
+            w.dtype if b is None else checks.float_data(f"{name}_b", numpy_array(f"{name}_b", b), "as bias").dtype
+        )
         b = np.zeros(channels) if b is None else _values(f"{name}_b", b, channels)
         _usable(mean, var, eps)
         _fits(name, w, channels, transpose)
@@ -142,7 +144,7 @@ def _rounding(values: Array, dtype: np.dtype[Any]) -> Array:
 
 def _values(name: str, value: Any, channels: int | None) -> Array:
     """Per-channel values of any floating dtype, in float64."""
-    array = checks.float_data(name, value, "per channel")
+    array = checks.float_data(name, numpy_array(name, value), "per channel")
     if array.ndim != 1 or channels not in (None, array.size):
         number = "one value per channel" if channels is None else f"{channels} values, one per channel"
         raise ValueError(f"{name}: expected {number}, as in running_mean, got shape {array.shape}")

@@ -2,14 +2,12 @@
 
 from typing import Literal, overload
 
-import numpy as np
-
-from nbbn import backends, checks, placement, quick
-from nbbn.arrays import Array, parameter_dtype
+from nbbn import checks, placement, quick
+from nbbn.arrays import Array, empty, in_host_memory, parameter_dtype, returned
 from nbbn.backends import RunningUpdate
 from nbbn.checks import Activation, NonFinite
 from nbbn.moments import Moments
-from nbbn.statistics import BoolArray, refuse_nonfinite, warn_skipped
+from nbbn.statistics import BoolArray, move_running, refuse_nonfinite, warn_skipped
 
 
 def normalize(
@@ -77,7 +75,7 @@ def normalize(
         y = quick.evaluate(x, mean, var, weight, bias, eps, axis, out)
         if y is not None:
             return y
-    x = checks.data("x", x)
+    given_x, x = x, checks.data("x", x)
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
     mean = checks.per_channel("mean", mean, channels)
@@ -87,9 +85,10 @@ def normalize(
     eps = checks.epsilon(eps)
     residual = checks.residual_like(residual, x)
     relu = checks.activation(activation)
+    checks.same_place(x, mean=mean, var=var, weight=weight, bias=bias, residual=residual)
     target = checks.output(out, x, residual=residual, mean=mean, var=var, weight=weight, bias=bias)
     y = placement.normalize(x, channel, mean, var, weight, bias, eps, residual, relu, target)
-    return y if out is None else out
+    return returned(y, out, given_x)  # type: ignore[no-any-return]
 
 
 _PROPAGATE: NonFinite = "propagate"  # the object that is the default: no comparison with what may be an array
@@ -193,7 +192,7 @@ def batch_norm(
         Applied last.
     nonfinite : {"propagate", "skip", "raise"}
         What NaN or infinite batch statistics do to the running arrays: see `ema_update`. "raise" looks before it
-        writes, which costs a second pass over `x`.
+        writes, which costs a second pass over `x`. On a GPU both read a few bytes back, and wait for them.
     return_stats : bool
         Also return the `Moments` of this batch (in evaluation too, where they cost an extra pass).
     out : array of the shape of x, optional
@@ -303,7 +302,7 @@ def forward(
         if done is not None:
             return *done, 0
     training = checks.flag("training", training)
-    x = checks.float_data("x", x, "in training") if training else checks.data("x", x)
+    given_x, x = x, checks.float_data("x", x, "in training") if training else checks.data("x", x)
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
     weight = checks.optional_per_channel("weight", weight, channels)
@@ -315,6 +314,7 @@ def forward(
     residual = checks.residual_like(residual, x)
     relu = checks.activation(activation)
     policy = checks.nonfinite(nonfinite)
+    checks.same_place(x, weight=weight, bias=bias, residual=residual, where=mask)
     given = out
 
     if not training:
@@ -325,20 +325,22 @@ def forward(
             )
         mean = checks.per_channel("running_mean", running_mean, channels)
         var = checks.per_channel("running_var", running_var, channels)
+        checks.same_place(x, running_mean=mean, running_var=var)
         out = checks.output(out, x, residual=residual, weight=weight, bias=bias, running_mean=mean, running_var=var)
         batch = placement.moments(x, channel, mask) if need_stats else None  # before `out`, which may be x
         y = placement.normalize(x, channel, mean, var, weight, bias, eps, residual, relu, out)
-        return y if given is None else given, batch, 0
+        return returned(y, given, given_x), batch, 0
 
     running = checks.running_pair(running_mean, running_var, channels)
     out = checks.output(out, x, residual=residual, weight=weight, bias=bias, where=mask)
     update = None
     if running is not None:
+        checks.same_place(x, running_mean=running[0], running_var=running[1])
         for name, written in zip(("running_mean", "running_var"), running, strict=True):
             checks.disjoint(name, written, x=x, weight=weight, bias=bias, residual=residual, where=mask, out=out)
         update = RunningUpdate(*running, rate, ddof, policy == "skip")
     if x.size == 0:
-        return np.empty_like(x) if given is None else given, Moments.zeros(channels), 0
+        return returned(empty(x.shape, x.dtype, x), given, given_x), placement.moments(x, channel, None), 0
     checks.more_than_one_value(x, channels)
 
     if mask is None and policy != "raise":
@@ -346,12 +348,13 @@ def forward(
     else:  # what must be looked at before anything is written
         stats = placement.moments(x, channel, mask)
         if mask is not None:
-            checks.selected_values(stats.count)
+            checks.selected_values(in_host_memory(stats.count))
         if policy == "raise":
             refuse_nonfinite("x", stats, update)
-        y = placement.normalize(x, channel, stats.mean, stats.var(), weight, bias, eps, residual, relu, out)
-        skipped = 0 if update is None else backends.current().ema(stats.count, stats.mean, stats.m2, update)
-    return y if given is None else given, stats, skipped
+        mean, var = checks.per_channel("mean", stats.mean, channels), checks.per_channel("var", stats.var(), channels)
+        y = placement.normalize(x, channel, mean, var, weight, bias, eps, residual, relu, out)
+        skipped = 0 if update is None else move_running(stats, update)
+    return returned(y, given, given_x), stats, skipped
 
 
 def batch_norm_backward(
@@ -427,7 +430,7 @@ def batch_norm_backward(
     done = quick.backward(grad_out, x, mean, var, weight, eps, axis, out) if training is True else None
     if done is not None:
         return done
-    x = checks.float_data("x", x, "in backward")
+    given_x, x = x, checks.float_data("x", x, "in backward")
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
     grad_out = checks.float_data("grad_out", grad_out, "in backward")
@@ -437,8 +440,10 @@ def batch_norm_backward(
     weight = checks.optional_per_channel("weight", weight, channels)
     eps = checks.epsilon(eps)
     training = checks.flag("training", training)
+    checks.same_place(x, grad_out=grad_out, mean=mean, var=var, weight=weight)
     target = checks.output(out, x, grad_out=grad_out, mean=mean, var=var, weight=weight)
-    grad_x, grad_weight, grad_bias = placement.backward(grad_out, x, channel, mean, var, weight, eps, training, target)
     dtype = parameter_dtype(x.dtype) if weight is None else weight.dtype
-    with np.errstate(over="ignore"):
-        return grad_x if out is None else out, grad_weight.astype(dtype), grad_bias.astype(dtype)
+    grad_x, grad_weight, grad_bias = placement.backward(
+        grad_out, x, channel, mean, var, weight, eps, training, target, dtype
+    )
+    return returned(grad_x, out, given_x), returned(grad_weight, None, given_x), returned(grad_bias, None, given_x)

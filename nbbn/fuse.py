@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nbbn import checks
-from nbbn.arrays import Array
+from nbbn.arrays import Array, returned
 from nbbn.folding import Folding, digits
 from nbbn.moments import Moments
 
@@ -119,7 +119,7 @@ def fuse_conv_bn_weights(
     (array([[[3., 6.]]]), array([-9.]))
     """
     folding = Folding.of("conv", conv_w, conv_b, running_mean, running_var, eps, weight, bias, transpose)
-    return _fused(folding)
+    return _fused(folding, conv_w)
 
 
 def fuse_linear_bn_weights(
@@ -172,7 +172,8 @@ def fuse_linear_bn_weights(
     >>> np.allclose(x @ fused_w.T + fused_b, nbbn.normalize(x @ w.T + b, mean, var))
     True
     """
-    return _fused(Folding.of("linear", linear_w, linear_b, running_mean, running_var, eps, weight, bias, False))
+    folding = Folding.of("linear", linear_w, linear_b, running_mean, running_var, eps, weight, bias, False)
+    return _fused(folding, linear_w)
 
 
 def folding_error(
@@ -264,10 +265,10 @@ def _target(dtype: Any) -> np.dtype[Any]:
     return target
 
 
-def _fused(folding: Folding) -> tuple[Array, Array]:
-    fused = folding.rounded("weight", folding.weight_dtype), folding.rounded("bias", folding.bias_dtype)
+def _fused(folding: Folding, like: Any) -> tuple[Array, Array]:
+    w, b = folding.rounded("weight", folding.weight_dtype), folding.rounded("bias", folding.bias_dtype)
     _warn(folding)
-    return fused
+    return returned(w, None, like), returned(b, None, like)
 
 
 def _warn(folding: Folding) -> None:

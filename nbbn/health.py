@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbbn import checks
-from nbbn.arrays import Array
-from nbbn.moments import Moments
+from nbbn.arrays import Array, in_host_memory
+from nbbn.moments import Moments, hosted
 from nbbn.statistics import BoolArray
 
 #: How far from a sample counts as wildly different: means in standard deviations, variances as a ratio; and how many
@@ -150,12 +150,15 @@ def check_running_stats(
     problem               channels  which    such as
     mean far from sample  3 of 3    0, 1, 2  0, in the sample 19.898
     """
-    mean = checks.vector("running_mean", running_mean)
-    var = checks.per_channel("running_var", running_var, mean.size)
-    weight = checks.optional_per_channel("weight", weight, mean.size)
-    bias = checks.optional_per_channel("bias", bias, mean.size)
+    mean = in_host_memory(checks.vector("running_mean", running_mean))
+    var = in_host_memory(checks.per_channel("running_var", running_var, mean.size))
+    parameters = (
+        checks.optional_per_channel(name, value, mean.size) for name, value in (("weight", weight), ("bias", bias))
+    )
+    weight, bias = (None if value is None else in_host_memory(value) for value in parameters)
     if stats is not None and not isinstance(stats, Moments):
         raise TypeError(f"stats: expected Moments (nbbn.batch_stats of a sample), got {type(stats).__name__}")
+    stats = None if stats is None else hosted(stats)
     if stats is not None and stats.count.size != mean.size:
         raise ValueError(f"stats: expected {mean.size} channels, as in running_mean, got {stats.count.size}")
     eps = checks.epsilon(eps)

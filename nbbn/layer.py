@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from nbbn import checks, counters, state
-from nbbn.arrays import Array, numpy_array
+from nbbn import checks, counters, forks, state
+from nbbn.arrays import Array, any_array, copied, full, on_device
 from nbbn.checks import NonFinite
 from nbbn.functional import batch_norm, batch_norm_backward, forward
+from nbbn.moments import Moments
 from nbbn.running import RunningStatistics
-from nbbn.statistics import warn_skipped
+from nbbn.statistics import refuse_nonfinite, warn_skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class BatchNorm(RunningStatistics):
     dtype : dtype
         Of parameters and running statistics: float32 or float64, whatever `x` is.
     like : array, optional
-        Parameters are of this array's kind and on its device (this version: NumPy).
+        Parameters and running statistics are of this array's kind and on its device: NumPy, PyTorch, CuPy, Numba.
     nonfinite : {"propagate", "skip", "raise"}
         What NaN or infinite batch statistics do to the running ones: see `ema_update`. "skip" counts, in
         `num_skipped`, and a channel that skipped a batch has seen one fewer in ``momentum=None`` and `debias`.
@@ -90,6 +91,12 @@ class BatchNorm(RunningStatistics):
     ===========  ==================  ====================  =================  ====================
 
     `freeze` wins over `train`: a frozen layer inside a model that is put into training mode stays frozen.
+    Any number of threads may call one layer. Every batch moves the running statistics as a whole (mean, variance and
+    counter, one batch after the other, in the order in which they finish), and evaluation and `state_dict` see them
+    between two batches. `backward` belongs to the last forward call of any thread: keep a forward call and its
+    `backward` in one thread, with a layer of its own or a lock. An exception, Ctrl-C included, leaves the parameters,
+    the running statistics and the counters all as they were, or all as they were to be.
+
     Source: Ioffe & Szegedy (2015), algorithms 1 and 2.
 
     Examples
@@ -138,22 +145,23 @@ class BatchNorm(RunningStatistics):
             raise ValueError(f"num_features: expected 1 with axis=None (one channel), got {num_features}")
         if rate is None and debias:
             raise ValueError("debias: expected False beside momentum=None (that average has no bias), got True")
-        if like is not None:
-            numpy_array("like", like)
         dtype = checks.parameter_dtype(dtype)
+        if like is not None:
+            any_array("like", like)
 
         super().__init__(
             num_features,
             dtype,
             track_running_stats,
+            like=like,
             axis=axis,
             eps=eps,
             momentum=rate,
             debias=debias,
             nonfinite=nonfinite,
         )
-        self.weight = np.ones(num_features, dtype) if affine else None
-        self.bias = np.zeros(num_features, dtype) if affine else None
+        self.weight = full(num_features, 1.0, dtype, like) if affine else None
+        self.bias = full(num_features, 0.0, dtype, like) if affine else None
         self.grad_weight = None
         self.grad_bias = None
         self._training = True
@@ -281,46 +289,53 @@ class BatchNorm(RunningStatistics):
         FloatingPointError
             With ``nonfinite="raise"``; nothing has changed then.
         """
-        x = checks.data("x", x)
-        channel = checks.channel_axis(x, self.axis)
-        checks.number_of_channels(x, channel, self.num_features)
+        view = checks.data("x", x)
+        channel = checks.channel_axis(view, self.axis)
+        checks.number_of_channels(view, channel, self.num_features)
         moves = self._training and not self._frozen
-        return self._normalize_with_batch(x, moves) if moves or not self.track_running_stats else self._evaluate(x)
-
-    def _normalize_with_batch(self, x: Array, moves: bool) -> Array:
-        pending = self._pending if moves else None
-        momentum = self._momentum() if moves and self.track_running_stats and pending is None else None
-        # one call does it all, unless channels differ in momentum or the update is held
-        running = (self.running_mean, self.running_var) if isinstance(momentum, float) else (None, None)
-        y, stats, skipped = forward(
-            x,
-            *running,
-            self.weight,
-            self.bias,
-            training=True,
-            momentum=momentum if isinstance(momentum, float) else 0.0,
-            eps=self.eps,
-            axis=self.axis,
-            nonfinite=self.nonfinite,
-            need_stats=True,
+        return (
+            self._normalize_with_batch(x, view, moves) if moves or not self.track_running_stats else self._evaluate(x)
         )
-        assert stats is not None  # asked for
-        if x.size and momentum is not None:
-            if not isinstance(momentum, float):
-                skipped = self._update(stats)
-            else:
+
+    def _normalize_with_batch(self, x: Array, view: Array, moves: bool) -> Array:
+        tracks = moves and self.track_running_stats and view.size > 0
+        pending = self._pending if tracks else None
+        if tracks and pending is None and on_device(view) and self._moves_in_one_launch():
+            with forks.state:
+                momentum = cast(float, self._momentum())
+                y, stats, skipped = self._train(x, self.running_mean, self.running_var, momentum, self.nonfinite)
                 self._count(stats, skipped)
-        elif x.size and pending is not None:
-            skipped = pending._add(stats)
-        self._forward = _Forward(x, stats.mean, stats.var(), True, self._frozen)
+            self._forward = _Forward(x, stats.mean, stats.var(), True, self._frozen)
+        else:  # statistics first: what they do to the running ones is a step of its own, as a whole or not at all
+            if tracks:
+                self._check_running(view, self.weight, self.bias)
+            y, stats, skipped = self._train(x, None, None, checks.DEFAULT_MOMENTUM, "propagate")
+            last = _Forward(x, stats.mean, stats.var(), True, self._frozen)
+            if tracks:
+                skipped = self._update(stats, "x") if pending is None else pending._add(stats)
+            elif self.nonfinite == "raise":
+                refuse_nonfinite("x", stats, None)
+            self._forward = last
         warn_skipped(skipped, stats, stacklevel=4)
         return y
 
+    def _train(
+        self, x: Array, mean: Array | None, var: Array | None, momentum: float, nonfinite: NonFinite
+    ) -> tuple[Array, Moments, int]:
+        y, stats, skipped = forward(
+            x, mean, var, self.weight, self.bias, training=True, momentum=momentum, eps=self.eps, axis=self.axis,
+            nonfinite=nonfinite, need_stats=True,
+        )  # fmt: skip
+        assert stats is not None  # asked for
+        return y, stats, skipped
+
     def _evaluate(self, x: Array) -> Array:
-        y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps, axis=self.axis)
         assert self.running_mean is not None  # evaluation has running statistics
         assert self.running_var is not None
-        self._forward = _Forward(x, self.running_mean.copy(), self.running_var.copy(), False, self._frozen)
+        with forks.state:
+            mean, var = copied(self.running_mean), copied(self.running_var)
+        y = batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps, axis=self.axis)
+        self._forward = _Forward(x, mean, var, False, self._frozen)
         return y
 
     def backward(self, grad_out: Array) -> Array:
@@ -410,11 +425,13 @@ class BatchNorm(RunningStatistics):
         ['bn1/gamma', 'bn1/beta', 'bn1/moving_mean', 'bn1/moving_variance']
         """
         counts: dict[str, Array] = {}
-        if self.track_running_stats:
-            counts["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
-        if self.track_running_stats and self.nonfinite == "skip":
-            counts[counters.NAME] = self.num_skipped.copy()
-        return state.write(self._arrays(), counts, style, prefix)
+        with forks.state:
+            arrays = {name: copied(array) for name, array in self._arrays().items()}
+            if self.track_running_stats:
+                counts["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
+            if self.track_running_stats and self.nonfinite == "skip":
+                counts[counters.NAME] = self.num_skipped.copy()
+        return state.write(arrays, counts, style, prefix)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> "BatchNorm":
         """Take parameters and running statistics from a state dict, all or nothing.
@@ -464,11 +481,9 @@ class BatchNorm(RunningStatistics):
             raise ValueError(f"state_dict: expected {sorted(mine)} for this layer, got {sorted(found)}")
         for name, array in mine.items():
             checks.running(name, array, self.num_features)
-        values = {name: state.per_channel(name, found[name], array) for name, array in mine.items()}
-        for name, array in mine.items():
-            array[:] = values[name]
-        self.num_batches_tracked = count
-        self.num_skipped[:] = num_skipped
+        values = {name: state.per_channel(name, found[name], any_array(name, array)) for name, array in mine.items()}
+        with forks.state:
+            self._replace(values, count, num_skipped)
         self._forward = None
         return self
 

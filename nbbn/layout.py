@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from nbbn.arrays import Array, on_device
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: there is one per shape, strides and axis
@@ -44,6 +43,9 @@ class Canonical:
 
     def copy(self, array: Array) -> Array:
         """`array` as contiguous (outer, channels, inner), in memory of its own."""
+        if on_device(array):
+            copied: Array = array.contiguous(self.order)  # type: ignore[attr-defined]
+            return copied.reshape(self.shape(array.shape))
         return np.array(array.transpose(self.order), order="C", subok=False).reshape(self.shape(array.shape))
 
     def view_or_copy(self, array: Array) -> Array:
@@ -53,17 +55,26 @@ class Canonical:
 
     def broadcast(self, array: Array, shape: tuple[int, ...]) -> Array:
         """`array`, broadcast to `shape`, as (outer, channels, inner) of any strides; copied only if they demand it."""
-        broadcast = np.broadcast_to(array, shape)
+        broadcast: Array = array.broadcast_to(shape) if on_device(array) else np.broadcast_to(array, shape)  # type: ignore[attr-defined]
         if all(_collapses(shape, broadcast.strides, group) for group in (self.outer, self.inner)):
             return broadcast.transpose(self.order).reshape(self.shape(shape))
+        if on_device(array):
+            broadcast = array.repeated(shape)  # type: ignore[attr-defined]
         return self.copy(broadcast)
 
-    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """A new array of this shape, laid out in memory so that `view` serves it."""
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike, like: Array) -> Array:
+        """A new array of this shape, in the memory that `like` is in, laid out so that `view` serves it."""
+        if on_device(like):
+            ordered = tuple(shape[a] for a in self.order)
+            return like.empty(ordered, dtype, self.inverse)  # type: ignore[attr-defined, no-any-return]
         return np.empty([shape[a] for a in self.order], dtype).transpose(self.inverse)
 
     def write_back(self, computed: Array, array: Array) -> None:
         """Store a canonical result into the array that `view` could not serve."""
+        if on_device(array):
+            library = array.library  # type: ignore[attr-defined]
+            library.assign(library.transpose(array.owner, self.order), computed.owner)  # type: ignore[attr-defined]
+            return
         transposed = array.transpose(self.order)
         transposed[...] = computed.reshape(transposed.shape)
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nbbn import backends, checks
-from nbbn.arrays import Array, numpy_array
+from nbbn.arrays import Array, any_array, assign, empty, fill, in_host_memory, numpy_array, on_device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +129,8 @@ class Moments:
         array([2.])
         """
         ddof = checks.delta_degrees_of_freedom(ddof)
+        if type(self.count) is not np.ndarray:
+            return self._on_device(ddof, root=False)
         result = np.full(self.count.shape, np.nan)
         np.divide(self.m2, self.count - ddof, out=result, where=self.count > ddof)
         return result
@@ -157,7 +159,16 @@ class Moments:
         >>> nbbn.batch_stats(np.array([[1.0], [3.0]])).std()
         array([1.])
         """
+        if type(self.count) is not np.ndarray:
+            return self._on_device(checks.delta_degrees_of_freedom(ddof), root=True)
         return np.sqrt(self.var(ddof))
+
+    def _on_device(self, ddof: int, root: bool) -> npt.NDArray[np.float64]:
+        """Variance, or its root, computed where the fields are."""
+        count, m2 = any_array("count", self.count), any_array("m2", self.m2)
+        result = empty(count.shape, m2.dtype, count)
+        backends.cuda().variances(count, m2, ddof, root, result)
+        return result.owner  # type: ignore[attr-defined, no-any-return]
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both batches together; the same as ``self + other``.
@@ -186,8 +197,15 @@ class Moments:
         array([3.])
         """
         self._same_channels(other)
-        result = backends.empty_moments(self.count.size)
-        backends.current().merge(self.count, self.mean, self.m2, other.count, other.mean, other.m2, *result)
+        if type(self.count) is not type(other.count):
+            # the identity of + has no values to bring to the other one's memory
+            for nothing, something in ((self, other), (other, self)):
+                if type(nothing.count) is np.ndarray and not nothing.count.any():
+                    return something
+        first, second = views(self), views(other)
+        checks.same_place(first[0], other=second[0])
+        result = backends.empty_moments(self.count.shape[0], first[0])
+        backends.serving(first[0]).merge(*first, *second, *result)
         return wrap(*result)
 
     def __add__(self, other: "Moments") -> "Moments":
@@ -206,6 +224,12 @@ class Moments:
         if not isinstance(other, Moments):
             return NotImplemented
         self._same_channels(other)
+        if type(self.count) is not np.ndarray:
+            first, second = views(self), views(other)
+            checks.same_place(first[0], other=second[0])
+            result = backends.empty_moments(self.count.shape[0], first[0])
+            backends.serving(first[0]).remove(*first, *second, *result)
+            return wrap(*result)
         if (other.count > self.count).any():
             c = int(np.argmax(other.count > self.count))
             raise ValueError(
@@ -213,13 +237,15 @@ class Moments:
                 f"in channel {c}"
             )
         result = backends.empty_moments(self.count.size)
-        backends.current().remove(self.count, self.mean, self.m2, other.count, other.mean, other.m2, *result)
+        backends.serving(self.count).remove(self.count, self.mean, self.m2, other.count, other.mean, other.m2, *result)
         return wrap(*result)
 
     def __eq__(self, other: object) -> npt.NDArray[np.bool_]:  # type: ignore[override]
         if not isinstance(other, Moments):
             return NotImplemented
         self._same_channels(other)
+        if type(self.count) is not np.ndarray or type(other.count) is not np.ndarray:
+            raise TypeError("==: expected Moments in host memory, got some on a CUDA device; compare m.to_numpy()")
         same: npt.NDArray[np.bool_] = (self.count == other.count) & (self.mean == other.mean) & (self.m2 == other.m2)
         return same
 
@@ -229,11 +255,12 @@ class Moments:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Moments, (self.count, self.mean, self.m2)
+        return Moments if type(self.count) is np.ndarray else _restored, (self.count, self.mean, self.m2)
 
     def __repr__(self) -> str:
+        shown = self if type(self.count) is np.ndarray else self.to_numpy()
         with np.printoptions(threshold=6, edgeitems=3):
-            return f"Moments(count={self.count}, mean={self.mean}, m2={self.m2})"
+            return f"Moments(count={shown.count}, mean={shown.mean}, m2={shown.m2})"
 
     def to_numpy(self) -> "Moments":
         """A copy in host memory.
@@ -249,13 +276,13 @@ class Moments:
         >>> nbbn.Moments.zeros(1).to_numpy()
         Moments(count=[0], mean=[0.], m2=[0.])
         """
-        return Moments(self.count, self.mean, self.m2)
+        return Moments(*(in_host_memory(values) for values in (self.count, self.mean, self.m2)))
 
     def _same_channels(self, other: "Moments") -> None:
         if not isinstance(other, Moments):
             raise TypeError(f"other: expected Moments, got {type(other).__name__}")
-        if other.count.shape != self.count.shape:
-            raise ValueError(f"other: expected {self.count.size} channels, got {other.count.size}")
+        if other.count.shape[0] != self.count.shape[0]:
+            raise ValueError(f"other: expected {self.count.shape[0]} channels, got {other.count.shape[0]}")
 
 
 def wrap(count: Array, mean: Array, m2: Array) -> Moments:
@@ -266,6 +293,47 @@ def wrap(count: Array, mean: Array, m2: Array) -> Moments:
     return moments
 
 
-def _read_only(array: Array) -> Array:
+def views(moments: Moments) -> tuple[Array, Array, Array]:
+    """Count, mean and m2 as a backend takes them."""
+    return (
+        any_array("count", moments.count),
+        any_array("mean", moments.mean),
+        any_array("m2", moments.m2),
+    )
+
+
+def hosted(moments: Moments) -> Moments:
+    """The same in host memory: copied, after waiting, if they are on a device."""
+    return moments if type(moments.count) is np.ndarray else moments.to_numpy()
+
+
+def placed(moments: Moments, like: Array) -> Moments:
+    """Statistics in host memory, in the memory that `like` is in."""
+    if not on_device(like):
+        return moments
+    fields = backends.empty_moments(moments.count.size, like)
+    for target, values in zip(fields, (moments.count, moments.mean, moments.m2), strict=True):
+        assign(target, values)
+    return wrap(*fields)
+
+
+def zeros(channels: int, like: Array) -> Moments:
+    """`Moments.zeros` in the memory that `like` is in."""
+    if not on_device(like):
+        return Moments.zeros(channels)
+    fields = backends.empty_moments(channels, like)
+    for values in fields:
+        fill(values, 0)
+    return wrap(*fields)
+
+
+def _restored(count: Any, mean: Any, m2: Any) -> Moments:
+    """What was pickled: arrays of a library that knows how to pickle them."""
+    return wrap(any_array("count", count), any_array("mean", mean), any_array("m2", m2))
+
+
+def _read_only(array: Array) -> Any:
+    if on_device(array):  # the library's own array; there is no read-only one
+        return array.owner  # type: ignore[attr-defined]
     array.flags.writeable = False
     return array

@@ -3,10 +3,9 @@
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from nbbn.moments import Moments
-from nbbn.statistics import nonfinite_channels, warn_skipped, without
+from nbbn import forks
+from nbbn.moments import Moments, hosted
+from nbbn.statistics import nonfinite_channels, refuse_nonfinite, warn_skipped, without
 
 if TYPE_CHECKING:
     from nbbn.running import RunningStatistics
@@ -100,7 +99,9 @@ class PendingUpdate:
         array([2.], dtype=float32)
         """
         self._expect_held("commit")
-        skipped = self._layer._update(self.stats) if self.batches else 0
+        if self.batches and self._layer._frozen:
+            raise RuntimeError("commit: expected a layer that is not frozen; call unfreeze() first")
+        skipped = self._layer._update(self.stats, "stats") if self.batches else 0
         self.state = "committed"
         warn_skipped(skipped, self.stats)
 
@@ -128,12 +129,16 @@ class PendingUpdate:
 
     def _add(self, stats: Moments) -> int:
         """Take in the statistics of one training call; returns how many channels are left out, not being finite."""
-        left_out = np.zeros(stats.count.size, np.bool_)
+        left_out = 0
+        if self._layer.nonfinite == "raise":
+            refuse_nonfinite("x", stats, None)
         if self._layer.nonfinite == "skip":
-            left_out = nonfinite_channels(stats, None)
-        self.stats += without(stats, left_out) if left_out.any() else stats
-        self.batches += 1
-        return int(left_out.sum())
+            bad = nonfinite_channels(stats, None)
+            left_out = int(bad.sum())
+            stats = without(stats, bad) if left_out else stats
+        with forks.state:
+            self.stats, self.batches = self.stats + stats, self.batches + 1
+        return left_out
 
     def _expect_held(self, action: str) -> None:
         advice = {
@@ -148,7 +153,7 @@ class PendingUpdate:
             )
 
     def __repr__(self) -> str:
-        count = self.stats.count
+        count = hosted(self.stats).count
         values = f"{count.min()}" if count.min() == count.max() else f"{count.min()} to {count.max()}"
         undecided = ": nothing changes before commit()" if self.state in ("collecting", "held") else ""
         batches = f"{self.batches} batch" + ("" if self.batches == 1 else "es")

@@ -3,13 +3,15 @@
 The public functions check and decide; what follows here is the same for all of them.
 """
 
+from typing import Any
+
 import numpy as np
 
 from nbbn import backends, checks
-from nbbn.arrays import Array, result_dtype
+from nbbn.arrays import Array, empty, fill, on_device, result_dtype
 from nbbn.backends import RunningUpdate
 from nbbn.layout import Canonical, canonical
-from nbbn.moments import Moments, wrap
+from nbbn.moments import Moments, wrap, zeros
 
 
 class Target:
@@ -31,11 +33,11 @@ def moments(x: Array, channel: int | None, mask: Array | None) -> Moments:
     """Statistics of `x`, of what `mask` selects of it."""
     channels = checks.channels_of(x, channel)
     if x.size == 0:
-        return Moments.zeros(channels)
+        return zeros(channels, x)
     order = canonical(x, channel)
     where = None if mask is None else order.broadcast(mask, x.shape)
-    result = backends.empty_moments(channels)
-    backends.current().moments(order.view_or_copy(x), where, *result)
+    result = backends.empty_moments(channels, x)
+    backends.serving(x).moments(order.view_or_copy(x), where, *result)
     return wrap(*result)
 
 
@@ -53,11 +55,11 @@ def normalize(
 ) -> Array:
     """The affine step, into `out` or a new array."""
     order = canonical(x, channel)
-    y = order.empty(x.shape, result_dtype(x.dtype)) if out is None else out
+    y = order.empty(x.shape, result_dtype(x.dtype), x) if out is None else out
     if x.size:
         target = Target(order, y)
         addend = None if residual is None else order.view_or_copy(residual)
-        backends.current().affine(order.view_or_copy(x), mean, var, weight, bias, eps, addend, relu, target.view)
+        backends.serving(x).affine(order.view_or_copy(x), mean, var, weight, bias, eps, addend, relu, target.view)
         target.finish()
     return y
 
@@ -75,11 +77,11 @@ def train(
 ) -> tuple[Array, Moments, int]:
     """The fused training call: result, statistics, number of channels skipped. `x` is not empty."""
     order = canonical(x, channel)
-    y = order.empty(x.shape, result_dtype(x.dtype)) if out is None else out
+    y = order.empty(x.shape, result_dtype(x.dtype), x) if out is None else out
     target = Target(order, y)
     addend = None if residual is None else order.view_or_copy(residual)
-    result = backends.empty_moments(checks.channels_of(x, channel))
-    skipped = backends.current().train(
+    result = backends.empty_moments(checks.channels_of(x, channel), x)
+    skipped = backends.serving(x).train(
         order.view_or_copy(x), weight, bias, eps, addend, relu, target.view, *result, update
     )
     target.finish()
@@ -96,16 +98,26 @@ def backward(
     eps: float,
     training: bool,
     out: Array | None,
+    dtype: np.dtype[Any],
 ) -> tuple[Array, Array, Array]:
-    """The three gradients, those of the parameters in float64."""
+    """The three gradients, those of the parameters in `dtype`."""
     channels = checks.channels_of(x, channel)
     order = canonical(x, channel)
-    grad_x = order.empty(x.shape, result_dtype(x.dtype)) if out is None else out
-    grad_weight, grad_bias = np.zeros(channels), np.zeros(channels)
+    grad_x = order.empty(x.shape, result_dtype(x.dtype), x) if out is None else out
+    backend = backends.serving(x)
+    # kernels on a device round to the dtype that is asked for as they store
+    kept = dtype if on_device(x) else np.dtype(np.float64)
+    grad_weight, grad_bias = empty((channels,), kept, x), empty((channels,), kept, x)
     if x.size:
         target = Target(order, grad_x)
         views = order.view_or_copy(grad_out), order.view_or_copy(x)
         results = target.view, grad_weight, grad_bias
-        backends.current().backward(*views, mean, var, weight, eps, training, *results)
+        backend.backward(*views, mean, var, weight, eps, training, *results)
         target.finish()
-    return grad_x, grad_weight, grad_bias
+    else:
+        for gradient in (grad_weight, grad_bias):
+            fill(gradient, 0.0)
+    if on_device(x):
+        return grad_x, grad_weight, grad_bias
+    with np.errstate(over="ignore"):
+        return grad_x, grad_weight.astype(dtype), grad_bias.astype(dtype)

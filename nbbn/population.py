@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nbbn import checks
 from nbbn.arrays import Array
-from nbbn.moments import Moments
+from nbbn.moments import Moments, hosted
 from nbbn.statistics import BoolArray, NonFiniteWarning, batch_stats, nonfinite_channels, without
 
 
@@ -99,7 +99,7 @@ def _statistics(x: Any, mask: Any, axis: int | None, i: int) -> Moments:
             f"batches: expected an array, got a tuple in batch {i}; if the first of it is the input, pass "
             "(batch[0] for batch in batches)"
         )
-    return batch_stats(x, axis=axis, where=mask)
+    return hosted(batch_stats(x, axis=axis, where=mask))
 
 
 def _pairs(batches: Iterable[Array], where: Iterable[BoolArray] | None) -> Iterator[tuple[Array, BoolArray | None]]:

@@ -1,21 +1,21 @@
 """The running statistics of a layer, and everything that moves them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from nbbn import checks
-from nbbn.arrays import Array
+from nbbn import checks, forks
+from nbbn.arrays import Array, any_array, assign, full, on_device
 from nbbn.averaging import weight_of_step, weights_of_steps
 from nbbn.backends import RunningUpdate
 from nbbn.checks import NonFinite
 from nbbn.drift import Drift, drift, independent_values
-from nbbn.moments import Moments
+from nbbn.moments import Moments, hosted
 from nbbn.pending import PendingUpdate
 from nbbn.population import gather
-from nbbn.statistics import BoolArray, batch_stats, move, nonfinite_channels
+from nbbn.statistics import BoolArray, batch_stats, move, nonfinite_channels, refuse_nonfinite
 
 
 class RunningStatistics:
@@ -32,6 +32,7 @@ class RunningStatistics:
         dtype: np.dtype[Any],
         track_running_stats: bool,
         *,
+        like: Array | None,
         axis: int | None,
         eps: float,
         momentum: float | None,
@@ -45,8 +46,8 @@ class RunningStatistics:
         self.debias = debias
         self.nonfinite: NonFinite = nonfinite
         self.track_running_stats = track_running_stats
-        self.running_mean = np.zeros(num_features, dtype) if track_running_stats else None
-        self.running_var = np.ones(num_features, dtype) if track_running_stats else None
+        self.running_mean = full(num_features, 0.0, dtype, like) if track_running_stats else None
+        self.running_var = full(num_features, 1.0, dtype, like) if track_running_stats else None
         self.num_batches_tracked = 0
         self.num_skipped = np.zeros(num_features, np.int64)
         self._frozen = False
@@ -143,10 +144,10 @@ class RunningStatistics:
         """
         if self.running_mean is None or self.running_var is None:
             raise ValueError("drift: expected a layer with running statistics, got track_running_stats=False")
-        x = checks.data("x", x)
+        given, x = x, checks.data("x", x)
         channel = checks.channel_axis(x, self.axis)
         checks.number_of_channels(x, channel, self.num_features)
-        stats = batch_stats(x, axis=self.axis, where=where)
+        stats = hosted(batch_stats(given, axis=self.axis, where=where))
         if effective_count is None:
             effective_count = independent_values(x, channel, stats.count)
         return drift(
@@ -222,14 +223,14 @@ class RunningStatistics:
             raise ValueError("recalibrate: expected a layer with running statistics, got track_running_stats=False")
         if self._frozen:
             raise RuntimeError("recalibrate: expected a layer that is not frozen; call unfreeze() first")
-        checks.running_pair(self.running_mean, self.running_var, self.num_features)
+        running_mean, _ = self._running()
         skip = self.nonfinite == "skip"
         population = gather(
             batches, where, channels=self.num_features, axis=self.axis, skip_nonfinite=skip, progress=progress
         )
-        mean, var = population.stored(self.running_mean.dtype, finite=self.nonfinite != "propagate")
-        self.running_mean[:], self.running_var[:], self.num_batches_tracked = mean, var, population.batches
-        self.num_skipped[:] = population.left_out
+        mean, var = population.stored(running_mean.dtype, finite=self.nonfinite != "propagate")
+        with forks.state:
+            self._replace({"running_mean": mean, "running_var": var}, population.batches, population.left_out)
         population.warn()
         return self
 
@@ -248,21 +249,70 @@ class RunningStatistics:
             return weights_of_steps(self.momentum, self.debias, np.maximum(step - self.num_skipped, 1))
         return weight_of_step(self.momentum, self.debias, step)
 
-    def _update(self, stats: Moments) -> int:
-        """One update of the running statistics, counted; returns how many channels were skipped."""
-        if self._frozen:
-            raise RuntimeError("commit: expected a layer that is not frozen; call unfreeze() first")
+    def _moves_in_one_launch(self) -> bool:
+        """Whether a device can update the running statistics along with taking those of the batch."""
+        return self.nonfinite != "raise" and isinstance(self._momentum(), float)
+
+    def _running(self) -> tuple[Array, Array]:
         running = checks.running_pair(self.running_mean, self.running_var, self.num_features)
-        assert running is not None  # a layer without has nothing to update
-        skipped = move(running, stats, self._momentum(), 1, self.nonfinite)
-        self._count(stats, skipped)
-        self.num_skipped += stats.count == 0  # left out of every call of a held update
-        return skipped
+        assert running is not None  # a layer without has nothing to move
+        return running
+
+    def _check_running(self, x: Array, *parameters: Array | None) -> None:
+        """That the running arrays can be written, and are no part of what a training call reads."""
+        given = {
+            name: None if array is None else any_array(name, array)
+            for name, array in zip(("weight", "bias"), parameters, strict=True)
+        }
+        for name, array in zip(("running_mean", "running_var"), self._running(), strict=True):
+            checks.disjoint(name, array, x=x, **given)
+
+    def _update(self, stats: Moments, name: str) -> int:
+        """One update of the running statistics by `stats`, called `name` in errors; how many channels were skipped."""
+        running = self._running()
+        with forks.state:
+            if self.nonfinite == "raise":
+                refuse_nonfinite(name, stats, RunningUpdate(*running, 0.0, 1, False))
+
+            def write() -> int:
+                skipped = move(running, stats, self._momentum(), 1, self.nonfinite)
+                self._count(stats, skipped)
+                if self.nonfinite == "skip":  # left out of every call of a held update
+                    self.num_skipped += hosted(stats).count == 0
+                return skipped
+
+            return self._all_or_nothing(running, write)
+
+    def _replace(self, values: Mapping[str, Array], batches: int, skipped: npt.NDArray[np.int64]) -> None:
+        """Overwrite these arrays and the counters."""
+        arrays = {name: any_array(name, getattr(self, name)) for name in values}
+
+        def write() -> int:
+            for name, array in arrays.items():
+                assign(array, values[name])
+            self.num_batches_tracked = batches
+            self.num_skipped[:] = skipped
+            return batches
+
+        self._all_or_nothing(arrays.values(), write)
+
+    def _all_or_nothing(self, arrays: Iterable[Array], write: Callable[[], int]) -> int:
+        """Let `write` change these arrays and the counters; if anything is raised, Ctrl-C included, undo it.
+
+        What is on a device is not copied for that: what is launched there is not interrupted.
+        """
+        before = [(array, array.copy()) for array in arrays if not on_device(array)]
+        tracked, skipped = self.num_batches_tracked, self.num_skipped.copy()
+        try:
+            return write()
+        except BaseException:
+            for array, values in before:
+                array[:] = values
+            self.num_batches_tracked = tracked
+            self.num_skipped[:] = skipped
+            raise
 
     def _count(self, stats: Moments, skipped: int) -> None:
         self.num_batches_tracked += 1
         if skipped:
-            assert self.running_mean is not None  # they are what was to be written
-            assert self.running_var is not None
-            running = RunningUpdate(self.running_mean, self.running_var, 0.0, 1, True)
-            self.num_skipped += nonfinite_channels(stats, running)
+            self.num_skipped += nonfinite_channels(stats, RunningUpdate(*self._running(), 0.0, 1, True))

@@ -35,7 +35,7 @@ _KERAS_SUFFIX = ":0"
 
 
 def write(arrays: dict[str, Array], counts: dict[str, Array], style: Style, prefix: str) -> dict[str, Any]:
-    """Copies of a layer's arrays under the names of a framework; `counts`, such as of batches, go with PyTorch's only.
+    """A layer's arrays under the names of a framework; `counts`, such as of batches, go with PyTorch's only.
 
     Raises
     ------
@@ -50,13 +50,13 @@ def write(arrays: dict[str, Array], counts: dict[str, Array], style: Style, pref
     if style == "flax":
         path = [part for part in prefix.split("/") if part]
         collections = {
-            collection: {theirs: arrays[ours].copy() for ours, theirs in names.items() if ours in arrays}
+            collection: {theirs: arrays[ours] for ours, theirs in names.items() if ours in arrays}
             for collection, names in _FLAX.items()
         }
         return {collection: _nested(path, found) for collection, found in collections.items() if found}
     if style == "keras":
-        return {prefix + _KERAS[name]: array.copy() for name, array in arrays.items()}
-    return {prefix + name: array.copy() for name, array in (arrays | counts).items()}
+        return {prefix + _KERAS[name]: array for name, array in arrays.items()}
+    return {prefix + name: array for name, array in (arrays | counts).items()}
 
 
 def default_eps(state: Mapping[str, Any], prefix: str) -> float:

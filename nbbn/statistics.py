@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nbbn import backends, checks, placement, quick
-from nbbn.arrays import Array
+from nbbn.arrays import Array, any_array, assign, empty, in_host_memory, on_device
 from nbbn.averaging import weights_of_steps
 from nbbn.backends import RunningUpdate
 from nbbn.checks import NonFinite
-from nbbn.moments import Moments
+from nbbn.moments import Moments, hosted, placed, views
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -154,16 +154,19 @@ def ema_update(
     """
     if not isinstance(stats, Moments):
         raise TypeError(f"stats: expected Moments, got {type(stats).__name__}")
-    checks.running("running_mean", running_mean, stats.count.size)
-    running = checks.running_pair(running_mean, running_var, stats.count.size)
+    channels = stats.count.shape[0]
+    checks.same_place(checks.running("running_mean", running_mean, channels), stats=any_array("stats", stats.count))
+    running = checks.running_pair(running_mean, running_var, channels)
     assert running is not None  # running_mean is an array: checked just before
     rate = checks.momentum(momentum, decay)
     ddof = checks.delta_degrees_of_freedom(ddof)
     policy = checks.nonfinite(nonfinite)
-    checks.enough_values(stats.count, ddof)
+    checks.same_place(running[0], running_var=running[1])
+    if policy != "propagate" or not on_device(running[0]):  # "propagate" reads nothing back from a device
+        checks.enough_values(in_host_memory(stats.count), ddof)
     weight: float | Array = rate
     if step is not None:
-        weight = weights_of_steps(rate, True, checks.steps(step, stats.count.size))
+        weight = weights_of_steps(rate, True, checks.steps(step, stats.count.shape[0]))
     warn_skipped(move(running, stats, weight, ddof, policy), stats)
 
 
@@ -173,14 +176,22 @@ def move(running: tuple[Array, Array], stats: Moments, momentum: float | Array, 
     update = RunningUpdate(*running, constant, ddof, policy == "skip")
     if policy == "raise":
         refuse_nonfinite("stats", stats, update)
-    ema = backends.current().ema
     if isinstance(momentum, float):
-        return ema(stats.count, stats.mean, stats.m2, update)
+        return move_running(stats, update)
+    count, mean, m2 = views(stats)
+    values = in_host_memory(stats.count)
     skipped = 0
     for weight in np.unique(momentum):  # channels without values are left alone: all but those of this weight
-        count = np.where(momentum == weight, stats.count, 0)
-        skipped += ema(count, stats.mean, stats.m2, replace(update, momentum=float(weight)))
+        part = empty(count.shape, count.dtype, count)
+        assign(part, np.where(momentum == weight, values, 0))
+        skipped += backends.serving(count).ema(part, mean, m2, replace(update, momentum=float(weight)))
     return skipped
+
+
+def move_running(stats: Moments, update: RunningUpdate) -> int:
+    """Moving averages of every channel with values; returns the number of channels skipped."""
+    count, mean, m2 = views(stats)
+    return backends.serving(count).ema(count, mean, m2, update)
 
 
 # --- the policy for batches that are not finite ---
@@ -188,6 +199,7 @@ def move(running: tuple[Array, Array], stats: Moments, momentum: float | Array, 
 
 def refuse_nonfinite(name: str, stats: Moments, update: RunningUpdate | None) -> None:
     """`nonfinite="raise"`: look at the statistics, in the precision they would be stored in, before writing."""
+    stats = hosted(stats)
     bad = np.flatnonzero(nonfinite_channels(stats, update))
     if bad.size:
         c = int(bad[0])
@@ -200,6 +212,7 @@ def refuse_nonfinite(name: str, stats: Moments, update: RunningUpdate | None) ->
 
 def nonfinite_channels(stats: Moments, update: RunningUpdate | None) -> BoolArray:
     """Which channels have values but no finite statistics, in the precision they would be stored in."""
+    stats = hosted(stats)
     mean, var = _as_stored(stats, update)
     bad: BoolArray = ~(np.isfinite(mean) & np.isfinite(var)) & (stats.count > 0)
     return bad
@@ -213,15 +226,17 @@ def _as_stored(stats: Moments, update: RunningUpdate | None) -> tuple[Array, Arr
 
 
 def without(stats: Moments, channels: BoolArray) -> Moments:
-    """The same statistics with nothing in some channels."""
-    return Moments(*(np.where(channels, 0, field) for field in (stats.count, stats.mean, stats.m2)))
+    """The same statistics with nothing in some channels, in the same memory."""
+    here = hosted(stats)
+    rest = Moments(*(np.where(channels, 0, field) for field in (here.count, here.mean, here.m2)))
+    return placed(rest, views(stats)[0])
 
 
 def warn_skipped(skipped: int, stats: Moments, stacklevel: int = 3) -> None:
     """`nonfinite="skip"`: say how many channels were kept."""
     if skipped:
         warnings.warn(
-            f"{skipped} of {stats.count.size} channels had NaN or infinite batch statistics; "
+            f"{skipped} of {stats.count.shape[0]} channels had NaN or infinite batch statistics; "
             "their running statistics do not take it in",
             NonFiniteWarning,
             stacklevel=stacklevel,

@@ -1,0 +1,107 @@
+"""Normalization where `inner` is long: a block takes a part of one channel, so its coefficients are computed once."""
+
+from functools import cache
+
+from numba import cuda, float32, float64, int64
+
+from nbbn.cuda import formulas, simd
+from nbbn.cuda.jit import kernel
+from nbbn.cuda.reduce import advance
+from nbbn.cuda.storage import KINDS
+
+
+@cache
+def source(x_name, residual_name, out_name, lanes):
+    """The kernel as plain Python: for the compiler, the simulator and the PTX tests alike."""
+    load, load_one = simd.LOAD[x_name, lanes], simd.LOAD[x_name, 1]
+    load_residual, load_one_residual = simd.LOAD[residual_name, lanes], simd.LOAD[residual_name, 1]
+    store, store_one = simd.STORE[out_name, lanes], simd.STORE[out_name, 1]
+    is_narrow = all(KINDS[name].narrow for name in (x_name, residual_name, out_name))
+    arithmetic = float32 if is_narrow else float64
+    cast = simd.narrow if is_narrow else simd.wide
+    add, subtract, fma, cut, wide = simd.add, simd.subtract, simd.fma, simd.cut, simd.wide
+
+    def affine_rows(
+        x, x_stride, x_channel, residual, residual_stride, residual_channel, out, out_stride, out_channel,
+        outer, inner, parts, mean, var, divisor, weight, bias, eps, floor, flags,
+    ):  # fmt: skip
+        shared = cuda.shared.array(3, float64)
+        thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+        # from the end: what was read last, by the kernel before, may still be in the second-level cache
+        block = int64(cuda.gridDim.x) - 1 - int64(cuda.blockIdx.x)
+        c = block // parts
+        part = block - c * parts
+        if thread == 0:
+            center, scale, shift = formulas.affine_coefficients(mean, var, divisor, weight, bias, c, eps, flags)
+            shared[0] = center
+            shared[1] = scale
+            shared[2] = shift
+        cuda.syncthreads()
+        center = shared[0]
+        scale = shared[1]
+        shift = shared[2]
+
+        vectors = outer * inner // lanes
+        begin = vectors * part // parts * lanes
+        end = vectors * (part + 1) // parts * lanes
+        if is_narrow and not formulas.fits_float32(center, formulas.low_part(center), scale):
+            for position in range(begin + thread, end, threads):
+                o = position // inner
+                i = position - o * inner
+                value = wide(load_one(x, o * x_stride + c * x_channel + i))
+                value = fma(subtract(value, center), scale, shift)
+                if flags & formulas.HAS_RESIDUAL:
+                    place = o * residual_stride + c * residual_channel + i
+                    value = add(value, wide(load_one_residual(residual, place)))
+                store_one(out, o * out_stride + c * out_channel + i, cut(value, floor))
+            return
+
+        high = arithmetic(center)
+        slope = arithmetic(scale)
+        offset = arithmetic(formulas.folded_shift(center, scale, shift)) if is_narrow else arithmetic(shift)
+        least = arithmetic(floor)
+        x_start, residual_start, out_start = c * x_channel, c * residual_channel, c * out_channel
+        position = begin + thread * lanes
+        o = position // inner
+        i = position - o * inner
+        step = threads * lanes
+        step_o = step // inner
+        step_i = step - step_o * inner
+        while position + 3 * step < end:
+            p, j = advance(o, i, step_o, step_i, inner)
+            q, k = advance(p, j, step_o, step_i, inner)
+            r, m = advance(q, k, step_o, step_i, inner)
+            u = load(x, x_start + o * x_stride + i)
+            v = load(x, x_start + p * x_stride + j)
+            w = load(x, x_start + q * x_stride + k)
+            z = load(x, x_start + r * x_stride + m)
+            u = fma(subtract(cast(u), high), slope, offset)
+            v = fma(subtract(cast(v), high), slope, offset)
+            w = fma(subtract(cast(w), high), slope, offset)
+            z = fma(subtract(cast(z), high), slope, offset)
+            if flags & formulas.HAS_RESIDUAL:
+                u = add(u, cast(load_residual(residual, residual_start + o * residual_stride + i)))
+                v = add(v, cast(load_residual(residual, residual_start + p * residual_stride + j)))
+                w = add(w, cast(load_residual(residual, residual_start + q * residual_stride + k)))
+                z = add(z, cast(load_residual(residual, residual_start + r * residual_stride + m)))
+            store(out, out_start + o * out_stride + i, cut(u, least))
+            store(out, out_start + p * out_stride + j, cut(v, least))
+            store(out, out_start + q * out_stride + k, cut(w, least))
+            store(out, out_start + r * out_stride + m, cut(z, least))
+            o, i = advance(r, m, step_o, step_i, inner)
+            position += 4 * step
+        while position < end:
+            u = fma(subtract(cast(load(x, x_start + o * x_stride + i)), high), slope, offset)
+            if flags & formulas.HAS_RESIDUAL:
+                u = add(u, cast(load_residual(residual, residual_start + o * residual_stride + i)))
+            store(out, out_start + o * out_stride + i, cut(u, least))
+            o, i = advance(o, i, step_o, step_i, inner)
+            position += step
+
+    return affine_rows
+
+
+@cache
+def compiled(x_name, residual_name, out_name, lanes):
+    """The kernel for these kinds of storage, `lanes` values at a time."""
+    return kernel(source(x_name, residual_name, out_name, lanes))

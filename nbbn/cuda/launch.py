@@ -1,0 +1,144 @@
+"""How a kernel is launched: frozen plans, from a pure function of shape, storage, alignment and device.
+
+Of the device only the number of multiprocessors counts so far: nothing measured yet asks for the size of its cache.
+
+Nothing here has been measured on a device yet: the constants are reckoned from what is known of sm_80 and sm_90, and
+say so. Plans do not depend on values, so the order of every sum is fixed and results have the same bits every run.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+from typing import Self
+
+from nbbn.cuda.storage import WIDEST
+
+#: Threads a block of the rows family. Reckoned: 70 to 96 registers a thread let 2 or 3 such blocks run on a
+#: multiprocessor of sm_80 to sm_90, which with 4 loads of 16 bytes in flight each is 32 to 48 kB, about
+#: twice what latency times bandwidth asks for (3.3 TB/s * 0.7 us / 132 multiprocessors = 17 kB).
+ROW_THREADS = 256
+
+#: Most threads a block of the columns family: few blocks, so that few parts are left to add up.
+COLUMN_THREADS = 512
+
+#: Bytes of a row from which the rows family serves it: a warp's load of 512 bytes is whole then.
+LONG_ROW = 512
+
+#: Blocks a multiprocessor has to choose from.
+WAVES = 4
+
+#: Vectors a thread takes at least before a channel is split between blocks: the unrolled loop runs twice.
+LEAST_VECTORS = 8
+
+#: Most blocks that share a channel: what the last one adds up.
+MOST_PARTS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What plans need to know of a device."""
+
+    multiprocessors: int
+
+    @classmethod
+    def of(cls, device: object) -> Self:
+        """From a device object of numba.cuda."""
+        return cls(int(device.MULTIPROCESSOR_COUNT))  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A channel is a set of long rows; `parts` blocks share it."""
+
+    lanes: int
+    parts: int
+    threads: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Channels lie side by side: a block takes a tile of whole channels, and `splits` blocks share the rows.
+
+    `across` threads read one row of the tile, the others further rows; what is left over to whole warps idles.
+    """
+
+    lanes: int
+    channels: int  # whole channels in a tile
+    across: int
+    deep: int
+    tiles: int
+    splits: int
+    threads: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A canonical view: sizes, strides in values (inner is contiguous), and how it is aligned.
+
+    `alignment` is the largest power of two, in values, that divides the address and the strides of every array
+    of a launch, and at most 16 bytes of the widest of them.
+    """
+
+    outer: int
+    channels: int
+    inner: int
+    itemsize: int
+    row_alignment: int  # of rows of whole channels: address and outer stride
+    channel_alignment: int  # of one channel's rows: address, outer and channel stride
+    packed: bool  # whether a row's channels follow each other without a gap
+
+
+def alignment(itemsize: int, most_lanes: int, places: tuple[int, ...]) -> int:
+    """Values that loads may take at once, given addresses and strides in bytes."""
+    step = gcd(WIDEST, *places)
+    return max(1, min(most_lanes, step // itemsize))
+
+
+@lru_cache(4096)
+def plan(layout: Layout, device: Device, reduces: bool) -> Rows | Columns:
+    """The launch for a view; `reduces`: statistics, else every value stands alone."""
+    columns = _columns(layout, device, reduces)
+    return _rows(layout, device, reduces) if columns is None else columns
+
+
+def _rows(layout: Layout, device: Device, reduces: bool) -> Rows:
+    lanes = _power_of_two(gcd(layout.channel_alignment, layout.inner))
+    vectors = layout.outer * layout.inner // lanes
+    wanted = _ceil(WAVES * device.multiprocessors, layout.channels)
+    parts = max(1, min(wanted, vectors // (LEAST_VECTORS * ROW_THREADS)))
+    # else at most 64 vectors a thread: many short blocks level out what multiprocessors are given
+    parts = min(parts, MOST_PARTS) if reduces else max(parts, vectors // (64 * ROW_THREADS))
+    threads = min(ROW_THREADS, _ceil(_ceil(vectors, parts), 32) * 32)
+    return Rows(lanes, parts, threads, layout.channels * parts)
+
+
+def _columns(layout: Layout, device: Device, reduces: bool) -> Columns | None:
+    if layout.inner * layout.itemsize >= LONG_ROW or not (layout.packed or layout.inner == 1):
+        return None
+    lanes = _power_of_two(gcd(layout.row_alignment, layout.channels * layout.inner))
+    group = lanes // gcd(lanes, layout.inner)  # channels that fill whole vectors
+    widest = COLUMN_THREADS // 2 * lanes
+    if group * layout.inner > widest:
+        return None
+    channels = min(widest // (group * layout.inner), _ceil(layout.channels, group)) * group
+    tiles = _ceil(layout.channels, channels)
+    if tiles > 1:  # tiles of about the same size
+        channels = _ceil(_ceil(layout.channels, tiles), group) * group
+        tiles = _ceil(layout.channels, channels)
+    across = channels * layout.inner // lanes
+    deep = max(1, min(COLUMN_THREADS // across, layout.outer))
+    threads = _ceil(across * deep, 32) * 32
+    wanted = max(1, (1 if reduces else WAVES) * device.multiprocessors // tiles)
+    splits = max(1, min(wanted, layout.outer // (deep * LEAST_VECTORS)))
+    return Columns(lanes, channels, across, deep, tiles, splits, threads, tiles * splits)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that divides `number`."""
+    return number & -number
+
+
+def _ceil(number: int, divisor: int) -> int:
+    return -(-number // divisor)

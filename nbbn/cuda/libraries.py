@@ -1,0 +1,242 @@
+"""Array libraries: how to look at their arrays on a device, and how to make new ones. None is imported here."""
+
+import sys
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class BFloat16:
+    """bfloat16 as far as this package asks a dtype: NumPy has none of its own."""
+
+    name, char, kind, itemsize = "bfloat16", "E", "V", 2
+    isnative = True
+
+    def __repr__(self) -> str:
+        return "bfloat16"
+
+
+BFLOAT16 = BFloat16()
+
+
+class Library(Protocol):
+    """What is asked of an array library."""
+
+    def describe(self, name: str, value: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], Any, int | None, bool]:
+        """Address, shape, strides in bytes, dtype, device number (None: unknown), whether it is read-only."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
+        """A new array in C order."""
+
+    def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
+        """A view with the axes in another order."""
+
+    def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
+        """A view of that shape."""
+
+    def contiguous(self, value: Any) -> Any:
+        """A copy in C order."""
+
+    def assign(self, target: Any, source: Any) -> None:
+        """Copy values, of the same library and number of elements, into an array of any strides."""
+
+    def fill(self, target: Any, values: np.ndarray) -> None:
+        """Copy values from host memory."""
+
+    def to_host(self, value: Any) -> np.ndarray:
+        """Copy values to host memory; waits for them."""
+
+    def stream(self, value: Any, device: int | None) -> int:
+        """The stream that the caller's work on this array is queued on."""
+
+
+def library_of(value: Any) -> Library:
+    """The library whose array this is; any other with a CUDA array interface is served by Numba's arrays."""
+    return LIBRARIES.get(type(value).__module__.partition(".")[0], LIBRARIES["numba"])
+
+
+def _interface(name: str, value: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], Any, bool]:
+    """What every CUDA array says of itself."""
+    interface = value.__cuda_array_interface__
+    if interface.get("mask") is not None:
+        raise TypeError(f"{name}: expected a plain array, got a masked one on a CUDA device")
+    address, read_only = interface["data"]
+    shape = tuple(interface["shape"])
+    typestr = interface["typestr"]
+    dtype: Any = BFLOAT16 if "bfloat16" in str(getattr(value, "dtype", "")) else np.dtype(typestr)
+    if dtype is not BFLOAT16 and not dtype.isnative:
+        raise TypeError(f"{name}: expected native byte order, got dtype {dtype.str!r}")
+    strides = interface.get("strides") or _packed(shape, dtype.itemsize)
+    return int(address or 0), shape, tuple(strides), dtype, bool(read_only)
+
+
+def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    strides, step = [], itemsize
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
+
+
+class _Numba:
+    """numba.cuda's own arrays, and those of libraries not known here."""
+
+    def describe(self, name: str, value: Any) -> Any:
+        address, shape, strides, dtype, read_only = _interface(name, value)
+        return address, shape, strides, dtype, None, read_only
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
+        from numba import cuda
+
+        if dtype is BFLOAT16:
+            raise TypeError("x: expected CuPy or PyTorch arrays for bfloat16: Numba's arrays cannot hold the result")
+        return cuda.device_array(shape, dtype)
+
+    def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
+        if order == tuple(range(len(order))):
+            return value
+        # its own `transpose` copies
+        from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
+        whole = self._own(value)
+        shape, strides = (tuple(sizes[a] for a in order) for sizes in (whole.shape, whole.strides))
+        return DeviceNDArray(shape, strides, whole.dtype, gpu_data=whole.gpu_data)
+
+    def _own(self, value: Any) -> Any:
+        """Any library's array as one of Numba's, over the same memory."""
+        from numba import cuda
+
+        return value if hasattr(value, "gpu_data") else cuda.as_cuda_array(value, sync=False)
+
+    def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
+        return self._refuse()
+
+    def contiguous(self, value: Any) -> Any:
+        from numba import cuda
+
+        whole = self._own(value)
+        if not whole.is_c_contiguous():
+            self._refuse()
+        copy = cuda.device_array(whole.shape, whole.dtype)
+        copy.copy_to_device(whole)
+        return copy
+
+    def _refuse(self) -> Any:
+        raise ValueError(
+            "expected strides that kernels can read (a contiguous array, or slices of its first axes) of an array of "
+            "this library, got others; pass a contiguous copy"
+        )
+
+    def assign(self, target: Any, source: Any) -> None:
+        self._refuse()
+
+    def fill(self, target: Any, values: np.ndarray) -> None:
+        self._own(target).copy_to_device(values)
+
+    def to_host(self, value: Any) -> np.ndarray:
+        from numba import cuda
+
+        cuda.synchronize()  # the value may have been computed on any stream
+        return np.asarray(self._own(value).copy_to_host())
+
+    def stream(self, value: Any, device: int | None) -> int:
+        # the interface: 1 is the default stream, 2 that of this thread, which numba.cuda calls the same
+        return int(value.__cuda_array_interface__.get("stream") or 0)
+
+
+class _CuPy:
+    def describe(self, name: str, value: Any) -> Any:
+        dtype: Any = BFLOAT16 if value.dtype.name == "bfloat16" else value.dtype
+        return value.data.ptr, value.shape, value.strides, dtype, value.device.id, False
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
+        cupy = sys.modules["cupy"]
+        if dtype is BFLOAT16:
+            import ml_dtypes
+
+            dtype = np.dtype(ml_dtypes.bfloat16)
+        if device is None or device == cupy.cuda.runtime.getDevice():
+            return cupy.empty(shape, dtype)
+        with cupy.cuda.Device(device):
+            return cupy.empty(shape, dtype)
+
+    def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
+        return value.transpose(order)
+
+    def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
+        return sys.modules["cupy"].broadcast_to(value, shape)
+
+    def contiguous(self, value: Any) -> Any:
+        return value.copy(order="C")
+
+    def assign(self, target: Any, source: Any) -> None:
+        target[...] = source.reshape(target.shape)
+
+    def fill(self, target: Any, values: np.ndarray) -> None:
+        target.set(values)
+
+    def to_host(self, value: Any) -> np.ndarray:
+        return np.asarray(value.get())
+
+    def stream(self, value: Any, device: int | None) -> int:
+        return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+
+
+class _Torch:
+    def describe(self, name: str, value: Any) -> Any:
+        if value.requires_grad:
+            raise TypeError(f"{name}: expected values, got a torch.Tensor that requires grad; pass {name}.detach()")
+        if str(value.layout) != "torch.strided" or value.is_conj() or value.is_neg():
+            raise TypeError(f"{name}: expected a plain strided tensor, got layout {value.layout}")
+        itemsize = value.element_size()
+        strides = tuple(step * itemsize for step in value.stride())
+        return value.data_ptr(), tuple(value.shape), strides, torch_dtype(value.dtype), value.device.index, False
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype.name), device=torch.device("cuda", device or 0))
+
+    def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
+        return value.permute(order)
+
+    def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
+        return value.expand(shape)
+
+    def contiguous(self, value: Any) -> Any:
+        return value.contiguous().clone() if value.is_contiguous() else value.contiguous()
+
+    def assign(self, target: Any, source: Any) -> None:
+        target.copy_(source.view(target.shape))
+
+    def fill(self, target: Any, values: np.ndarray) -> None:
+        target.copy_(sys.modules["torch"].from_numpy(values))
+
+    def to_host(self, value: Any) -> np.ndarray:
+        return np.asarray(value.cpu().numpy())
+
+    def stream(self, value: Any, device: int | None) -> int:
+        return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream)
+
+
+def torch_dtype(dtype: Any) -> Any:
+    """NumPy's name for a dtype of PyTorch."""
+    name = str(dtype).rpartition(".")[2]
+    return BFLOAT16 if name == "bfloat16" else np.dtype({"half": "float16"}.get(name, name))
+
+
+class _Jax:
+    """JAX's arrays are read-only values, made by its compiler: a kernel has none to write to."""
+
+    def describe(self, name: str, value: Any) -> Any:
+        raise TypeError(
+            f"{name}: expected an array that a kernel can be given memory beside, got a JAX array on a CUDA device; "
+            f"pass cupy.from_dlpack({name}) or torch.from_dlpack({name}), which copy nothing"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+#: By the first part of the name of the module that an array's type is from.
+LIBRARIES: dict[str, Library] = {"numba": _Numba(), "cupy": _CuPy(), "torch": _Torch()}
+LIBRARIES["jax"] = LIBRARIES["jaxlib"] = _Jax()

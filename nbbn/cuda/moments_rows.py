@@ -1,0 +1,122 @@
+"""Statistics where `inner` is long: a channel is a set of contiguous rows, and blocks share it.
+
+A block takes a part of one channel's vectors, numbered row by row, so that no lane idles at the ends of short rows.
+Sums of deviations from one origin per channel, the same in every block, simply add up: no merging formula is needed,
+and the last block to finish adds the parts in their order.
+"""
+
+from functools import cache
+
+from numba import cuda, float32, float64, int32, int64
+
+from nbbn.cuda import formulas, simd
+from nbbn.cuda.jit import kernel
+from nbbn.cuda.reduce import (
+    MOST_WARPS,
+    advance,
+    block_sums,
+    is_last,
+    make_careful_sums,
+    make_origin,
+    origin_is_far,
+    sum_over_parts,
+    sums_hold,
+    two_sum,
+)
+from nbbn.cuda.storage import KINDS
+
+SLOTS = 2 * MOST_WARPS
+
+
+@cache
+def source(kind_name, lanes):
+    """The kernel as plain Python, and its name: for the compiler, the simulator and the PTX tests alike."""
+    kind = KINDS[kind_name]
+    load, load_one = simd.LOAD[kind_name, lanes], simd.LOAD[kind_name, 1]
+    arithmetic = float32 if kind.narrow_sums else float64
+    cast = simd.narrow if kind.narrow_sums else simd.wide
+    origin_of = make_origin(load_one, arithmetic, kind.integer)
+    careful_sums = make_careful_sums(load_one)
+    add, subtract, multiply, fma, total_of = simd.add, simd.subtract, simd.multiply, simd.fma, simd.total
+
+    def moments_rows(
+        x, outer_stride, channel_stride, outer, inner, parts, work, tickets, count, mean, m2,
+        running_mean, running_var, momentum, ddof, flags, skipped,
+    ):  # fmt: skip
+        slots = cuda.shared.array(SLOTS, float64)
+        ticket = cuda.shared.array(1, int32)
+        thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+        c = int64(cuda.blockIdx.x) // parts
+        part = int64(cuda.blockIdx.x) - c * parts
+        values = outer * inner
+        start = c * channel_stride
+        origin, spread = origin_of(x, start, outer_stride, inner, values)
+
+        vectors = values // lanes
+        begin = vectors * part // parts * lanes
+        end = vectors * (part + 1) // parts * lanes
+        position = begin + thread * lanes
+        o = position // inner
+        i = position - o * inner
+        step = threads * lanes
+        step_o = step // inner
+        step_i = step - step_o * inner
+        total = total_low = squares = squares_low = arithmetic(0)
+        while position + 3 * step < end:
+            a = load(x, start + o * outer_stride + i)
+            o, i = advance(o, i, step_o, step_i, inner)
+            b = load(x, start + o * outer_stride + i)
+            o, i = advance(o, i, step_o, step_i, inner)
+            d = load(x, start + o * outer_stride + i)
+            o, i = advance(o, i, step_o, step_i, inner)
+            e = load(x, start + o * outer_stride + i)
+            o, i = advance(o, i, step_o, step_i, inner)
+            a = subtract(cast(a), origin)
+            b = subtract(cast(b), origin)
+            d = subtract(cast(d), origin)
+            e = subtract(cast(e), origin)
+            # few values add up in float32 before rounding is caught: 16 of float32, 32 of halves
+            total, total_low = two_sum(total, total_low, total_of(add(add(a, b), add(d, e))))
+            products = fma(a, a, fma(b, b, fma(d, d, multiply(e, e))))
+            squares, squares_low = two_sum(squares, squares_low, total_of(products))
+            position += 4 * step
+        while position < end:
+            a = subtract(cast(load(x, start + o * outer_stride + i)), origin)
+            total, total_low = two_sum(total, total_low, total_of(a))
+            squares, squares_low = two_sum(squares, squares_low, total_of(multiply(a, a)))
+            o, i = advance(o, i, step_o, step_i, inner)
+            position += step
+
+        first = float64(total) + float64(total_low)
+        second = float64(squares) + float64(squares_low)
+        first, second = block_sums(first, second, slots)
+        center = float64(origin)
+        if not sums_hold(end - begin, first, second, spread):
+            first, second = careful_sums(x, start, outer_stride, inner, begin, end, center)
+            first, second = block_sums(first, second, slots)
+
+        if parts > 1:
+            if thread == 0:
+                simd.store_float64(work, 2 * (c * parts + part), first)
+                simd.store_float64(work, 2 * (c * parts + part) + 1, second)
+            if not is_last(tickets, c, parts, ticket):
+                return
+            first, second = sum_over_parts(work, c * parts, 1, parts, slots)
+        average, deviations = formulas.from_deviations(values, center, first, second)
+        if origin_is_far(second, deviations):
+            first, second = careful_sums(x, start, outer_stride, inner, 0, values, average)
+            first, second = block_sums(first, second, slots)
+            average, deviations = formulas.from_deviations(values, average, first, second)
+        if thread == 0:
+            formulas.finish(
+                c, values, average, deviations, count, mean, m2, running_mean, running_var, momentum, ddof, flags,
+                skipped,
+            )  # fmt: skip
+
+    return moments_rows
+
+
+@cache
+def compiled(kind_name, lanes):
+    """The kernel for one kind of storage, `lanes` values at a time."""
+    return kernel(source(kind_name, lanes))

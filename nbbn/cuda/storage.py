@@ -1,0 +1,50 @@
+"""Kinds of storage: how the values of an array lie in memory, and in which precision kernels compute with them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Bytes of one load or store at best.
+WIDEST = 16
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one value is in memory.
+
+    `narrow`: float32 holds every value, so that float32 arithmetic serves. `narrow_sums`: deviations of it from an
+    origin near the mean may be added up in float32; not those of 16-bit integers, whose sums are to be exact.
+    """
+
+    name: str
+    itemsize: int
+    integer: bool = False
+    signed: bool = True
+    narrow: bool = True
+    narrow_sums: bool = True
+
+    @property
+    def most_lanes(self) -> int:
+        """Values in the widest load; integers are read one by one."""
+        return 1 if self.integer else WIDEST // self.itemsize
+
+
+def _integer(name: str) -> Kind:
+    dtype = np.dtype(name)
+    return Kind(name, dtype.itemsize, True, dtype.kind == "i", dtype.itemsize <= 2, dtype.itemsize == 1)
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("float32", 4),
+        Kind("float64", 8, narrow=False, narrow_sums=False),
+        Kind("float16", 2),
+        Kind("bfloat16", 2),
+        *map(_integer, ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")),
+        Kind("bool", 1, True, False),
+    )
+}
+
+#: Least mean square of float32 deviations: below, squares lose digits to denormals.
+LEAST_SQUARE = 1e-30

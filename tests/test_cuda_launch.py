@@ -1,0 +1,106 @@
+"""Launch plans: pure functions of geometry and device. No GPU is needed."""
+
+import dataclasses
+
+import pytest
+
+from nbbn.cuda import launch
+from nbbn.cuda.launch import Columns, Device, Layout, Rows
+
+H100, SMALL = Device(132), Device(4)
+
+
+def layout(outer, channels, inner, itemsize=4, packed=True):
+    """An array in C order at an address that is divisible by 16."""
+    most = 16 // itemsize
+    rows = launch.alignment(itemsize, most, (0, channels * inner * itemsize if outer > 1 else 0))
+    places = (channels * inner * itemsize if outer > 1 else 0, inner * itemsize)
+    each = launch.alignment(itemsize, most, places)
+    return Layout(outer, channels, inner, itemsize, rows, each if channels > 1 else rows, packed)
+
+
+SHAPES = [
+    (32, 64, 3136), (64, 512, 49), (100352, 64, 1), (1, 1, 1), (1, 3, 7), (4096, 1, 784), (16, 16, 44100), (2, 3, 1025),
+    (1, 1, 2**32 + 5), (2**31 + 9, 2, 1), (8, 4096, 1), (7, 260, 4), (1, 100_000, 1), (5, 2, 127), (1, 64, 1_000_000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reduces", [True, False])
+@pytest.mark.parametrize("device", [H100, SMALL])
+@pytest.mark.parametrize("itemsize", [1, 2, 4, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_plans_cover_every_value_and_fit_the_device(shape, itemsize, device, reduces):
+    outer, channels, inner = shape
+    plan = launch.plan(layout(*shape, itemsize), device, reduces)
+    assert 1 <= plan.threads <= launch.COLUMN_THREADS
+    assert plan.threads % 32 == 0
+    assert plan.blocks < 2**31
+    assert plan.lanes * itemsize <= 16
+    if isinstance(plan, Rows):
+        assert inner % plan.lanes == 0, "no vector crosses the end of a row"
+        assert plan.blocks == channels * plan.parts
+        assert not reduces or plan.parts <= launch.MOST_PARTS
+    else:
+        assert plan.channels * inner % plan.lanes == 0, "tiles begin at whole vectors"
+        assert channels * inner % plan.lanes == 0, "the last vector of a row is whole"
+        assert plan.tiles * plan.channels >= channels > (plan.tiles - 1) * plan.channels
+        assert plan.across * plan.lanes == plan.channels * inner
+        assert plan.across * plan.deep <= plan.threads
+        assert plan.channels * inner <= launch.COLUMN_THREADS // 2 * plan.lanes, "shared memory has room for that"
+        assert 1 <= plan.splits <= outer
+        assert plan.blocks == plan.tiles * plan.splits
+
+
+@pytest.mark.parametrize(
+    ("shape", "family", "lanes"),
+    [
+        ((32, 64, 3136), Rows, 4),
+        ((64, 512, 49), Columns, 4),  # 7x7: 49 columns are no whole vectors, those of four channels are
+        ((100352, 64, 1), Columns, 4),
+        ((100352, 63, 1), Columns, 1),
+        ((2, 3, 1025), Rows, 1),
+        ((32, 512, 196), Rows, 4),
+    ],
+)
+def test_which_family(shape, family, lanes):
+    plan = launch.plan(layout(*shape), H100, True)
+    assert type(plan) is family
+    assert plan.lanes == lanes
+
+
+def test_a_device_is_filled_where_there_is_work():
+    for shape in ((4096, 1, 784), (32, 64, 3136), (100352, 64, 1), (16, 3, 50176)):
+        for reduces in (True, False):
+            assert launch.plan(layout(*shape), H100, reduces).blocks >= H100.multiprocessors
+    # no lane of a 7x7 map's vectors idles
+    plan = launch.plan(layout(64, 512, 49), H100, True)
+    assert plan.across * plan.deep / plan.threads > 0.9
+
+
+def test_few_rows_are_not_shared_for_nothing():
+    plan = launch.plan(layout(8, 64, 64), H100, True)
+    assert plan.blocks <= 64
+    assert launch.plan(layout(1, 1, 1), H100, True).blocks == 1
+
+
+def test_alignment():
+    assert launch.alignment(4, 4, (256, 64)) == 4
+    assert launch.alignment(4, 4, (256, 24)) == 2
+    assert launch.alignment(4, 4, (260, 64)) == 1
+    assert launch.alignment(2, 8, (256, 16)) == 8
+    assert launch.alignment(8, 2, (256, -48)) == 2
+    assert launch.alignment(1, 1, (3,)) == 1
+
+
+def test_gaps_between_channels_need_rows_or_nothing_inside():
+    gaps = dataclasses.replace(layout(64, 512, 49), packed=False)
+    assert type(launch.plan(gaps, H100, True)) is Rows
+    side_by_side = dataclasses.replace(layout(64, 512, 1), packed=False)
+    assert type(launch.plan(side_by_side, H100, True)) is Columns
+
+
+def test_plans_are_frozen_and_found_again():
+    plan = launch.plan(layout(32, 64, 3136), H100, True)
+    assert launch.plan(layout(32, 64, 3136), H100, True) is plan
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.parts = 3
