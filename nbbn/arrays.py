@@ -29,7 +29,7 @@ def any_array(name: str, value: Any) -> Array:
         return value
     if on_device(value):
         return value  # type: ignore[no-any-return]
-    if _has_cuda_memory(value):
+    if has_cuda_memory(value):
         return _device_view()(name, value)
     return numpy_array(name, value)
 
@@ -58,7 +58,7 @@ def numpy_array(name: str, value: Any) -> Array:
                 f"pass {name}.astype({name}.dtype.newbyteorder('='))"
             )
         return value if type(value) is np.ndarray else value.view(np.ndarray)
-    if on_device(value) or _has_cuda_memory(value):
+    if on_device(value) or has_cuda_memory(value):
         kind = _kind(value.owner if on_device(value) else value)
         raise TypeError(f"{name}: expected an array in host memory, got {kind} on a CUDA device")
     library = _library(value)
@@ -189,7 +189,8 @@ def _library(value: Any) -> str:
     return type(value).__module__.partition(".")[0]
 
 
-def _has_cuda_memory(value: Any) -> bool:
+def has_cuda_memory(value: Any) -> bool:
+    """Whether this is a library's array on a CUDA device."""
     library = _library(value)
     if library == "cupy":  # asking for the interface makes it
         return hasattr(type(value), "__cuda_array_interface__")

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from nbbn import checks
-from nbbn.arrays import FLOATS, Array
+from nbbn.arrays import FLOATS, Array, has_cuda_memory, in_host_memory
 
 #: Ours, then every name it goes by: PyTorch's (which are ours), Keras's, Flax's.
 NAMES = {
@@ -153,7 +153,7 @@ def _as_array(key: str, value: Any) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"state_dict[{key!r}]: expected a plain array, got a masked one")
     try:
-        array = np.asarray(value)
+        array = in_host_memory(value) if has_cuda_memory(value) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"state_dict[{key!r}]: expected an array in host memory, got {type(value)}") from error
     if array.dtype.kind not in "fiu":
