@@ -19,7 +19,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from nbbn import demo
-from nbbn.demo import digits, finetuning, folding, inference, picture, report, running, speed, training
+from nbbn.demo import digits, finetuning, folding, inference, picture, repair, report, running, speed, training
 from nbbn.demo.network import Network, cross_entropy
 
 
@@ -59,6 +59,7 @@ def results(data, network):
         "fine_tuning": finetuning.fine_tuning(network, data, rng, batches=30),
         "speed": speed.speed(rng, shape=(8, 4, 8, 8), rounds=3),
         "folding": folding.folding(network, data.test_images),
+        "repair": repair.repair(network, data),
     }
 
 
@@ -152,6 +153,21 @@ def test_fine_tuning_corrupts_freeze_protects_recalibrate_repairs(results):
     assert result.left_training.old < result.before.old - 0.1
     assert result.left_training.faded > result.before.faded + 0.3
     assert abs(result.recalibrated.old - result.before.old) < 0.01
+
+
+def test_one_nan_is_kept_out_or_repaired_and_a_shift_is_found(results, network):
+    result = results["repair"]
+    poisoned = result.poisoned
+    assert poisoned.broken_channels == poisoned.channels == poisoned.skipped_channels
+    assert poisoned.propagated < 0.15, "every answer is the same"
+    assert poisoned.skipped == poisoned.before > 0.95
+    assert abs(poisoned.repaired - poisoned.before) < 0.02
+    for layer in result.layers:
+        assert layer.significant <= layer.channels // 8, "false alarms"
+        assert layer.significant_shifted > layer.channels // 2
+        assert abs(layer.measured / layer.predicted - 1) < 1e-5
+    assert result.shifted < 0.7 < 0.9 < result.recalibrated
+    assert all(np.isfinite(statistics).all() for statistics in network.running_statistics()), "copies were poisoned"
 
 
 def test_folding_costs_what_is_expected(results):

@@ -16,7 +16,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn requires it
 
 import nbbn
-from nbbn.demo import digits, finetuning, folding, inference, picture, report, running, speed, training
+from nbbn.demo import digits, finetuning, folding, inference, picture, repair, report, running, speed, training
 from nbbn.demo.network import Network, accuracy
 
 Result = TypeVar("Result")
@@ -82,6 +82,11 @@ def run(seed: int, output: Path | None) -> None:
             "g  Folded into the layers before: the normalization is gone",
             lambda: folding.folding(network, data.test_images),
             report.folding,
+        )
+        part(
+            "h  One NaN batch, and data that shifted: kept out, found, repaired",
+            lambda: repair.repair(network, data),
+            report.repair,
         )
 
     console.print()

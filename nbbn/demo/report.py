@@ -9,6 +9,7 @@ from rich.table import Table
 from nbbn.demo.finetuning import CONTRAST, FineTuning
 from nbbn.demo.folding import DTYPES, FoldedNetwork
 from nbbn.demo.inference import ForgottenEval, OneAtATime
+from nbbn.demo.repair import Repaired
 from nbbn.demo.running import Convergence, Noise, Track
 from nbbn.demo.speed import Speed
 
@@ -198,6 +199,35 @@ def folding(result: FoldedNetwork) -> tuple[Table, str]:
         f"in {result.different_answers or 'no'} of {result.images} answers; rounding the folded weights moves the "
         f"outputs of a layer by {worst['float32']:.0e} in float32 and would by {worst['float16']:.0e} in float16 "
         f"(root mean square), {min(ratios):.1f} to {max(ratios):.1f} times what folding_error() expects."
+    )
+    return table, sentence
+
+
+def repair(result: Repaired) -> tuple[Table, str]:
+    """Table and sentence of part h."""
+    bad = result.poisoned
+    table = _table("", "accuracy", "channels", "train/eval gap", "measured")
+    table.add_row("as trained", _percent(bad.before))
+    table.add_row("after one NaN pixel", _percent(bad.propagated), f"{bad.broken_channels} not finite")
+    table.add_row("... with skip", _percent(bad.skipped), f"{bad.skipped_channels} skipped")
+    table.add_row("... recalibrated", _percent(bad.repaired), end_section=True)
+    table.add_row("on faded images", _percent(result.shifted))
+    for i, layer in enumerate(result.layers, 1):
+        moved = f"{layer.significant_shifted} of {layer.channels} moved"
+        table.add_row(f"norm layer {i}", "", moved, f"{layer.predicted:.3f}", f"{layer.measured:.3f}")
+    table.add_row("... recalibrated", _percent(result.recalibrated))
+
+    alarms = sum(layer.significant for layer in result.layers)
+    off = max(abs(layer.measured / layer.predicted - 1) for layer in result.layers)
+    found = sum(layer.significant_shifted for layer in result.layers)
+    channels = sum(layer.channels for layer in result.layers)
+    sentence = (
+        f"One NaN pixel in one training batch makes {bad.broken_channels} of {bad.channels} running means and "
+        f'variances NaN, and accuracy {_percent(bad.propagated)}; with nonfinite="skip" it is {_percent(bad.skipped)}, '
+        f"and recalibrate() brings the poisoned network back to {_percent(bad.repaired)}. On faded images drift() "
+        f"finds that {found} of {channels} channels moved (on images like those trained with: {alarms or 'none'}) and "
+        f"predicts the gap between the outputs in training and evaluation mode to {off:.0e}; recalibrated on them, "
+        f"accuracy on faded images goes from {_percent(result.shifted)} to {_percent(result.recalibrated)}."
     )
     return table, sentence
 
