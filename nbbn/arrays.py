@@ -25,12 +25,13 @@ def numpy_array(name: str, value: Any) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a plain array, got a masked array; pass {name}.data and where=~{name}.mask")
     if isinstance(value, np.ndarray):
-        if not value.dtype.isnative:
+        array = np.ndarray.view(value, np.ndarray)  # whatever a subclass says of itself
+        if not array.dtype.isnative:
             raise TypeError(
-                f"{name}: expected native byte order, got dtype {value.dtype.str!r}; "
+                f"{name}: expected native byte order, got dtype {array.dtype.str!r}; "
                 f"pass {name}.astype({name}.dtype.newbyteorder('='))"
             )
-        return value if type(value) is np.ndarray else value.view(np.ndarray)
+        return array
     if _on_cuda_device(value):
         raise RuntimeError(
             f"{name}: expected an array in host memory, got {_kind(value)} on a CUDA device; this version of nbbn "
@@ -59,7 +60,10 @@ def _library(value: Any) -> str:
 def _on_cuda_device(value: Any) -> bool:
     if _library(value) == "torch":  # its CPU tensors have the attribute too, and raise
         return bool(getattr(value, "is_cuda", False))
-    return hasattr(value, "__cuda_array_interface__")
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    except Exception:  # what an attribute raises is not what is wrong with the argument
+        return False
 
 
 def _advice(name: str, value: Any) -> str:

@@ -153,11 +153,9 @@ def mask(where: Any, x: Array) -> Array | None:
     array = numpy_array("where", where)
     if array.dtype != np.bool_:
         raise TypeError(f"where: expected dtype bool, got {array.dtype}")
-    try:
-        fits = np.broadcast_shapes(array.shape, x.shape) == x.shape
-    except ValueError:
-        fits = False
-    if not fits:
+    # not np.broadcast_shapes, which ends at 32 dimensions where arrays have up to 64
+    pairs = zip(array.shape[::-1], x.shape[::-1], strict=False)
+    if array.ndim > x.ndim or not all(m in (1, n) for m, n in pairs):
         raise ValueError(f"where: expected a shape that broadcasts to that of x, {x.shape}, got {array.shape}")
     return array
 
