@@ -1,18 +1,24 @@
 """`BatchNorm`: the layer. Parameters, running statistics and the mode that decides which statistics are used."""
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nbbn import checks, state
+from nbbn import backends, checks, forks, state
 from nbbn.arrays import Array, numpy_array
+from nbbn.backends import RunningUpdate
 from nbbn.checks import NonFinite
 from nbbn.functional import batch_norm, batch_norm_backward, forward
 from nbbn.moments import Moments
-from nbbn.statistics import batch_stats, warn_skipped
+from nbbn.statistics import batch_stats, refuse_nonfinite, warn_skipped
+
+#: Held while a layer's state is written, or read to be used as one. One lock for all layers, because it is held for
+#: microseconds; one that its holder may take again, because a signal handler may run a layer as well.
+_STATE = forks.held_by_fork(threading.RLock, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,13 @@ class BatchNorm:
     ===========  ==================  ====================  =================  ====================
 
     `freeze` wins over `train`: a frozen layer inside a model that is put into training mode stays frozen.
+
+    Any number of threads may call one layer. Every batch moves the running statistics as a whole (mean, variance and
+    counter, one batch after the other, in the order in which they finish), and evaluation and `state_dict` see them
+    between two batches. `backward` belongs to the last forward call of any thread: keep a forward call and its
+    `backward` in one thread, with a layer of its own or a lock. An exception, Ctrl-C included, leaves the parameters,
+    the running statistics and the counter all as they were, or all as they were to be.
+
     Source: Ioffe & Szegedy (2015), algorithms 1 and 2.
 
     Examples
@@ -276,32 +289,62 @@ class BatchNorm:
         return self._normalize_with_batch(x, moves) if moves or not self.track_running_stats else self._evaluate(x)
 
     def _normalize_with_batch(self, x: Array, moves: bool) -> Array:
-        tracked = self.num_batches_tracked + 1
-        y, stats, skipped = forward(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training=True,
-            momentum=1.0 / tracked if self.momentum is None else self.momentum,
-            eps=self.eps,
-            axis=self.axis,
-            nonfinite=self.nonfinite,
-            need_stats=True,
-        )
+        running = None
+        if moves and self.track_running_stats:
+            running = checks.running_pair(self.running_mean, self.running_var, self.num_features)
+            assert running is not None  # the layer tracks statistics
+            for name, array in zip(("running_mean", "running_var"), running, strict=True):
+                checks.disjoint(name, array, x=x, weight=self.weight, bias=self.bias)
+        y, stats, _ = forward(
+            x, None, None, self.weight, self.bias, training=True, momentum=checks.DEFAULT_MOMENTUM, eps=self.eps,
+            axis=self.axis, nonfinite="propagate", need_stats=True,
+        )  # fmt: skip
         assert stats is not None  # asked for
-        self._forward = _Forward(x, stats.mean, stats.var(), True, self._frozen)
-        if moves and x.size and self.track_running_stats:
-            self.num_batches_tracked = tracked
+        last = _Forward(x, stats.mean, stats.var(), True, self._frozen)
+        skipped = 0
+        if running is not None and x.size:
+            skipped = self._move(*running, stats)
+        elif self.nonfinite == "raise":
+            refuse_nonfinite("x", stats, None)
+        self._forward = last
         warn_skipped(skipped, stats, stacklevel=4)
         return y
 
+    def _move(self, mean: Array, var: Array, stats: Moments) -> int:
+        """Move the running statistics by one batch and count it; returns how many channels were skipped."""
+        with _STATE:
+            tracked = self.num_batches_tracked + 1
+            rate = 1.0 / tracked if self.momentum is None else self.momentum
+            update = RunningUpdate(mean, var, rate, 1, self.nonfinite == "skip")
+            if self.nonfinite == "raise":
+                refuse_nonfinite("x", stats, update)
+
+            def write() -> int:
+                skipped = backends.current().ema(stats.count, stats.mean, stats.m2, update)
+                self.num_batches_tracked = tracked
+                return skipped
+
+            return self._all_or_nothing((mean, var), write)
+
+    def _all_or_nothing(self, arrays: Iterable[Array], write: Callable[[], int]) -> int:
+        """Let `write` change these arrays and the counter; if anything is raised, Ctrl-C included, undo it."""
+        before = [(array, array.copy()) for array in arrays]
+        tracked = self.num_batches_tracked
+        try:
+            return write()
+        except BaseException:
+            for array, values in before:
+                array[:] = values
+            self.num_batches_tracked = tracked
+            raise
+
     def _evaluate(self, x: Array) -> Array:
-        y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps, axis=self.axis)
-        assert self.running_mean is not None  # evaluation has running statistics
-        assert self.running_var is not None
-        self._forward = _Forward(x, self.running_mean.copy(), self.running_var.copy(), False, self._frozen)
+        with _STATE:
+            assert self.running_mean is not None  # evaluation has running statistics
+            assert self.running_var is not None
+            mean, var = self.running_mean.copy(), self.running_var.copy()
+        y = batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps, axis=self.axis)
+        self._forward = _Forward(x, mean, var, False, self._frozen)
         return y
 
     def backward(self, grad_out: Array) -> Array:
@@ -417,8 +460,21 @@ class BatchNorm:
                 f"batches: expected finite statistics (nonfinite={self.nonfinite!r}), got NaN or infinity; "
                 "nothing was changed"
             )
-        self.running_mean[:], self.running_var[:], self.num_batches_tracked = mean, var, number
+        with _STATE:
+            self._replace({"running_mean": mean, "running_var": var}, number)
         return self
+
+    def _replace(self, values: Mapping[str, Array], number: int) -> None:
+        """Overwrite these arrays and the counter."""
+        arrays = {name: array for name, array in self._arrays().items() if name in values}
+
+        def write() -> int:
+            for name, array in arrays.items():
+                array[:] = values[name]
+            self.num_batches_tracked = number
+            return number
+
+        self._all_or_nothing(arrays.values(), write)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -437,9 +493,10 @@ class BatchNorm:
         >>> list(nbbn.BatchNorm(1).state_dict())
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
         """
-        result = {name: array.copy() for name, array in self._arrays().items()}
-        if self.track_running_stats:
-            result["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
+        with _STATE:
+            result = {name: array.copy() for name, array in self._arrays().items()}
+            if self.track_running_stats:
+                result["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
         return result
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> "BatchNorm":
@@ -479,9 +536,8 @@ class BatchNorm:
         for name, array in mine.items():
             checks.running(name, array, self.num_features)
         values = {name: state.per_channel(name, found[name], array) for name, array in mine.items()}
-        for name, array in mine.items():
-            array[:] = values[name]
-        self.num_batches_tracked = count
+        with _STATE:
+            self._replace(values, count)
         self._forward = None
         return self
 
