@@ -1,41 +1,32 @@
 """A fork waits for what must not be cut in two.
 
 A forked child has a copy of all memory and one thread. What another thread had half done at that moment stays so: a
-lock that nobody will release, statistics of which one half is new. The locks here are taken before a fork, so that
-nothing is under way, and released in both processes after it.
+lock that nobody will release, statistics of which one half is new. So a fork takes these locks before, when nothing is
+under way, and releases them in both processes after.
 """
 
 import os
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+import sys
+import threading
+from typing import Any
 
+#: Held while a layer's state is written, or read to be used as one. One for all layers, because it is held for
+#: microseconds; one that its holder may take again, because a signal handler may run a layer as well.
+state = threading.RLock()
 
-class _Lock(Protocol):
-    def acquire(self) -> object: ...
-    def release(self) -> object: ...
-
-
-_L = TypeVar("_L", bound=_Lock)
-
-_locks: list[tuple[int, _Lock]] = []
-
-
-def held_by_fork(make: Callable[[], _L], rank: int) -> _L:
-    """A new lock. Who holds one may take those of a higher rank, and a fork takes all of them in that order."""
-    lock = make()
-    _locks.append((rank, lock))
-    _locks.sort(key=lambda entry: entry[0])
-    return lock
+_held: list[Any] = []
 
 
 def _acquire() -> None:
-    for _, lock in _locks:
+    threads = sys.modules.get("nbbn.cpu.threads")  # not loaded: nothing can be under way there
+    for lock in (state, *(threads.HELD_BY_FORK if threads else ())):
         lock.acquire()
+        _held.append(lock)
 
 
 def _release() -> None:
-    for _, lock in reversed(_locks):
-        lock.release()
+    while _held:
+        _held.pop().release()
 
 
 if hasattr(os, "register_at_fork"):

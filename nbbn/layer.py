@@ -1,6 +1,5 @@
 """`BatchNorm`: the layer. Parameters, running statistics and the mode that decides which statistics are used."""
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,6 @@ from nbbn.checks import NonFinite
 from nbbn.functional import batch_norm, batch_norm_backward, forward
 from nbbn.moments import Moments
 from nbbn.statistics import batch_stats, refuse_nonfinite, warn_skipped
-
-#: Held while a layer's state is written, or read to be used as one. One lock for all layers, because it is held for
-#: microseconds; one that its holder may take again, because a signal handler may run a layer as well.
-_STATE = forks.held_by_fork(threading.RLock, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +307,7 @@ class BatchNorm:
 
     def _move(self, mean: Array, var: Array, stats: Moments) -> int:
         """Move the running statistics by one batch and count it; returns how many channels were skipped."""
-        with _STATE:
+        with forks.state:
             tracked = self.num_batches_tracked + 1
             rate = 1.0 / tracked if self.momentum is None else self.momentum
             update = RunningUpdate(mean, var, rate, 1, self.nonfinite == "skip")
@@ -339,7 +334,7 @@ class BatchNorm:
             raise
 
     def _evaluate(self, x: Array) -> Array:
-        with _STATE:
+        with forks.state:
             assert self.running_mean is not None  # evaluation has running statistics
             assert self.running_var is not None
             mean, var = self.running_mean.copy(), self.running_var.copy()
@@ -460,7 +455,7 @@ class BatchNorm:
                 f"batches: expected finite statistics (nonfinite={self.nonfinite!r}), got NaN or infinity; "
                 "nothing was changed"
             )
-        with _STATE:
+        with forks.state:
             self._replace({"running_mean": mean, "running_var": var}, number)
         return self
 
@@ -493,7 +488,7 @@ class BatchNorm:
         >>> list(nbbn.BatchNorm(1).state_dict())
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
         """
-        with _STATE:
+        with forks.state:
             result = {name: array.copy() for name, array in self._arrays().items()}
             if self.track_running_stats:
                 result["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
@@ -536,7 +531,7 @@ class BatchNorm:
         for name, array in mine.items():
             checks.running(name, array, self.num_features)
         values = {name: state.per_channel(name, found[name], array) for name, array in mine.items()}
-        with _STATE:
+        with forks.state:
             self._replace(values, count)
         self._forward = None
         return self

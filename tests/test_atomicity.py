@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import layer
+from nbbn import forks
 
 FILES = (str(Path(nbbn.__file__).parent), contextlib.__file__)
 RNG = np.random.default_rng(0)
@@ -154,7 +154,7 @@ def check_every_point(make, error, changes):
         interrupted(case.run, error, at)
         assert case.state() in expected, f"half-written by an exception at point {at} of {total}"
         seen.add(expected.index(case.state()))
-        assert not layer._STATE._is_owned(), f"locked for ever by an exception at point {at}"
+        assert not forks.state._is_owned(), f"locked for ever by an exception at point {at}"
     case = make()
     case.run()
     assert case.state() == done.state(), "and everything still works"
