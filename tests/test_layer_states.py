@@ -216,7 +216,7 @@ class Machine(RuleBasedStateMachine):
         if not values:
             return
         given = {NAMES[names][name]: value.astype(np.float64) for name, value in values.items()}
-        if count is not None:
+        if count is not None and self.model.track:  # a layer without statistics does not hand it on
             given["num_batches_tracked"] = np.array(count)
             self.model.count = count
         assert self.layer.load_state_dict(given) is self.layer
