@@ -30,7 +30,11 @@ def any_array(name: str, value: Any) -> Array:
     if on_device(value):
         return value  # type: ignore[no-any-return]
     if has_cuda_memory(value):
-        return _device_view()(name, value)
+        try:
+            view = _device_view()
+        except RuntimeError as error:
+            raise RuntimeError(f"{name}: got {_kind(value)} on a CUDA device; {error}") from None
+        return view(name, value)
     return numpy_array(name, value)
 
 
@@ -50,14 +54,18 @@ def numpy_array(name: str, value: Any) -> Array:
     if type(value) is np.ndarray and value.dtype.isnative:
         return value
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a plain array, got a masked array; pass {name}.data and where=~{name}.mask")
+        raise TypeError(
+            f"{name}: expected a plain array, got a masked array; pass numpy.ma.getdata({name}), and to batch_stats or "
+            f"batch_norm where=~numpy.ma.getmaskarray({name})"
+        )
     if isinstance(value, np.ndarray):
-        if not value.dtype.isnative:
+        array = np.ndarray.view(value, np.ndarray)  # whatever a subclass says of itself
+        if not array.dtype.isnative:
             raise TypeError(
-                f"{name}: expected native byte order, got dtype {value.dtype.str!r}; "
+                f"{name}: expected native byte order, got dtype {array.dtype.str!r}; "
                 f"pass {name}.astype({name}.dtype.newbyteorder('='))"
             )
-        return value if type(value) is np.ndarray else value.view(np.ndarray)
+        return array
     if on_device(value) or has_cuda_memory(value):
         kind = _kind(value.owner if on_device(value) else value)
         raise TypeError(f"{name}: expected an array in host memory, got {kind} on a CUDA device")
@@ -196,7 +204,10 @@ def has_cuda_memory(value: Any) -> bool:
         return hasattr(type(value), "__cuda_array_interface__")
     if library == "torch":  # its CPU tensors have the attribute too, and raise
         return bool(getattr(value, "is_cuda", False))
-    return hasattr(value, "__cuda_array_interface__")
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    except Exception:  # what an attribute raises is not what is wrong with the argument
+        return False
 
 
 def is_data_float(dtype: np.dtype[Any]) -> bool:

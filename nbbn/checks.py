@@ -192,11 +192,9 @@ def mask(where: Any, x: Array) -> Array | None:
     array = any_array("where", where)
     if array.dtype != np.bool_:
         raise TypeError(f"where: expected dtype bool, got {array.dtype}")
-    try:
-        fits = np.broadcast_shapes(array.shape, x.shape) == x.shape
-    except ValueError:
-        fits = False
-    if not fits:
+    # not np.broadcast_shapes, which ends at 32 dimensions where arrays have up to 64
+    pairs = zip(array.shape[::-1], x.shape[::-1], strict=False)
+    if array.ndim > x.ndim or not all(m in (1, n) for m, n in pairs):
         raise ValueError(f"where: expected a shape that broadcasts to that of x, {x.shape}, got {array.shape}")
     return array
 
@@ -233,6 +231,8 @@ def momentum(value: Any, decay: Any) -> float:
 
 def steps(value: Any, channels: int) -> npt.NDArray[np.int64]:
     """Numbers of updates, counted from 1: one for all channels or one for each."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = min(value, np.iinfo(np.int64).max)
     array = np.asarray(value)
     if isinstance(value, bool | list | tuple) or array.dtype.kind not in "iu":
         raise TypeError(f"step: expected an integer or an array of integers, got {value!r}")
@@ -240,7 +240,10 @@ def steps(value: Any, channels: int) -> npt.NDArray[np.int64]:
         raise ValueError(f"step: expected one integer or {channels}, one per channel, got shape {array.shape}")
     if array.size and array.min() < 1:
         raise ValueError(f"step: expected integers >= 1 (the first update is number 1), got {array.min()}")
-    return array.astype(np.int64)
+    numbers: npt.NDArray[np.int64] = np.minimum(array.astype(np.uint64), np.uint64(2**63 - 1)).astype(
+        np.int64
+    )  # as good as for ever
+    return numbers
 
 
 def delta_degrees_of_freedom(value: Any) -> int:

@@ -401,8 +401,9 @@ class BatchNorm(RunningStatistics):
         -------
         dict of str to array
             As far as the layer has them: ``weight``, ``bias``, ``running_mean``, ``running_var``,
-            ``num_batches_tracked`` (PyTorch; with ``nonfinite="skip"`` also ``num_skipped``, which it does not know);
-            ``gamma``, ``beta``, ``moving_mean``, ``moving_variance`` (Keras, in the order of its ``set_weights``);
+            ``num_batches_tracked`` (PyTorch; also ``num_skipped``, which it does not know, where channels were or may
+            be skipped); ``gamma``, ``beta``, ``moving_mean``, ``moving_variance`` (Keras, in the order of its
+            ``set_weights``);
             ``{"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}``
             (Flax's collections). `load_state_dict` reads all of them.
 
@@ -429,7 +430,7 @@ class BatchNorm(RunningStatistics):
             arrays = {name: copied(array) for name, array in self._arrays().items()}
             if self.track_running_stats:
                 counts["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
-            if self.track_running_stats and self.nonfinite == "skip":
+            if self.track_running_stats and (self.nonfinite == "skip" or self.num_skipped.any()):
                 counts[counters.NAME] = self.num_skipped.copy()
         return state.write(arrays, counts, style, prefix)
 

@@ -188,6 +188,8 @@ class Moments:
             If `other` is not a `Moments`.
         ValueError
             If the numbers of channels differ.
+        OverflowError
+            If there are more than 2**63 - 1 values together.
 
         Examples
         --------
@@ -206,6 +208,8 @@ class Moments:
         checks.same_place(first[0], other=second[0])
         result = backends.empty_moments(self.count.shape[0], first[0])
         backends.serving(first[0]).merge(*first, *second, *result)
+        if type(self.count) is np.ndarray and result[0].size and result[0].min() < 0:
+            raise OverflowError("other: expected at most 2**63 - 1 values together, got more")
         return wrap(*result)
 
     def __add__(self, other: "Moments") -> "Moments":

@@ -1,7 +1,7 @@
 """`PendingUpdate`: what training calls would have done to the running statistics, kept back until it is decided."""
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from nbbn import forks
 from nbbn.moments import Moments, hosted
@@ -139,6 +139,9 @@ class PendingUpdate:
         with forks.state:
             self.stats, self.batches = self.stats + stats, self.batches + 1
         return left_out
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("PendingUpdate: it belongs to its layer and cannot be copied or pickled; copy .stats")
 
     def _expect_held(self, action: str) -> None:
         advice = {

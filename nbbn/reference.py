@@ -78,7 +78,7 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
 def ema(count, mean, m2, update):
     """running += momentum * (batch - running), channel by channel; returns how many were skipped."""
     skipped = 0
-    running_mean, running_var = update.running_mean, update.running_var
+    running_mean, running_var = update.running_mean.copy(), update.running_var.copy()
     with np.errstate(all="ignore"):
         for c in np.flatnonzero(count):
             batch_var = formulas.variance(int(count[c]), float(m2[c]), update.ddof)
@@ -88,6 +88,8 @@ def ema(count, mean, m2, update):
                 continue
             running_mean[c] = formulas.moving_average(float(running_mean[c]), float(mean[c]), update.momentum)
             running_var[c] = formulas.moving_average(float(running_var[c]), batch_var, update.momentum)
+    # in one step: an interrupt leaves all channels of both old, or all new
+    update.running_mean[:], update.running_var[:] = running_mean, running_var
     return skipped
 
 

@@ -79,7 +79,8 @@ class RunningStatistics:
         -----
         An exception that leaves the block drops. Calls in evaluation mode, or of a frozen layer, add nothing. The
         policy for NaN batches holds for each call: "raise" raises there, "skip" leaves the channel of that micro-batch
-        out. For all layers of a network use `contextlib.ExitStack`.
+        out. `recalibrate` and `load_state_dict` take effect at once, and a later commit moves on from there. For all
+        layers of a network use `contextlib.ExitStack`.
 
         Examples
         --------
@@ -244,10 +245,11 @@ class RunningStatistics:
 
     def _momentum(self) -> float | Array:
         """Of the next update: one for all channels, or one for each if they have had different numbers of updates."""
-        step = self.num_batches_tracked + 1
-        if (self.debias or self.momentum is None) and self.num_skipped.any():
-            return weights_of_steps(self.momentum, self.debias, np.maximum(step - self.num_skipped, 1))
-        return weight_of_step(self.momentum, self.debias, step)
+        momentum = checks.optional_momentum(self.momentum, None)  # both may have been assigned to
+        step = checks.whole_number("num_batches_tracked", self.num_batches_tracked, least=0) + 1
+        if (self.debias or momentum is None) and self.num_skipped.any():
+            return weights_of_steps(momentum, self.debias, np.maximum(step - self.num_skipped, 1))
+        return weight_of_step(momentum, self.debias, step)
 
     def _moves_in_one_launch(self) -> bool:
         """Whether a device can update the running statistics along with taking those of the batch."""

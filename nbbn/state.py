@@ -48,6 +48,8 @@ def write(arrays: dict[str, Array], counts: dict[str, Array], style: Style, pref
     if not isinstance(style, str) or style not in get_args(Style):
         raise ValueError(f"style: expected one of {get_args(Style)}, got {style!r}")
     if style == "flax":
+        if prefix and not prefix.endswith("/"):
+            raise ValueError(f"prefix: expected the path of a module, such as 'bn1/', for style='flax', got {prefix!r}")
         path = [part for part in prefix.split("/") if part]
         collections = {
             collection: {theirs: arrays[ours] for ours, theirs in names.items() if ours in arrays}

@@ -12,6 +12,12 @@ def sample(*batch):
     return nbbn.batch_stats(np.array(batch, float)[:, None])
 
 
+def test_more_values_than_can_be_counted():
+    half = nbbn.Moments(np.array([2**62]), np.ones(1), np.ones(1))
+    with pytest.raises(OverflowError, match="at most"):
+        half + half
+
+
 def test_batches_of_any_size_in_any_order_are_one_population(backend):
     x = np.random.default_rng(0).standard_normal((1000, 5)) * [1, 10, 0.1, 1, 1] + [0, 5, 100, -3, 1e3]
     whole = nbbn.batch_stats(x)

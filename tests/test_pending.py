@@ -136,6 +136,31 @@ def test_frozen_meanwhile():
     assert bn.num_batches_tracked == 1
 
 
+def test_a_pending_update_is_not_copied():
+    bn = nbbn.BatchNorm(2)
+    with bn.hold_updates() as pending:
+        bn(np.arange(6.0).reshape(3, 2))
+        for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="cannot be copied or pickled"):
+                copied(pending)
+    pending.commit()
+    assert bn.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("momentum", value) for value in (5, np.nan, True, "x")])
+def test_what_is_assigned_to_a_layer_is_checked_when_it_is_used(name, value):
+    bn = nbbn.BatchNorm(2)
+    x = np.arange(6.0).reshape(3, 2)
+    with bn.hold_updates() as pending:
+        bn(x)
+    setattr(bn, name, value)
+    for use in (lambda: bn(x), pending.commit):
+        with pytest.raises((TypeError, ValueError), match=name):
+            use()
+    assert bn.running_var.tolist() == [1, 1]
+    assert bn.num_batches_tracked == 0
+
+
 def test_nothing_held_is_nothing_done(backend):
     bn = BatchNorm(3)
     before = snapshot(bn)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 
 #: Values below which a second thread costs more than it saves. Giving work to a thread that is awake takes 2 to
 #: 4 us, to one that sleeps 50 to 400 us on a virtual machine; one core normalizes this many float32 in about 100 us.
@@ -19,10 +20,16 @@ SPINS = 3000
 
 _chosen: int | None = None
 _layer: str | None = None  # Numba's threading layer, once it is started
-_forked = False  # whether this process is a fork of one whose OpenMP threads were running
+_forked = False  # whether this process is a fork in which the threading layer does not work
 _pretended: bool | None = None  # see `pretend`
-_starting = threading.Lock()
-_turn = threading.Lock()
+_forks_in_main = True  # whether the last fork was made by the main thread
+_running = 0  # parallel kernels under TBB now, more or less: counting them takes no lock
+_starting = threading.RLock()
+_turn = threading.RLock()
+
+#: What a fork waits for (`nbbn.forks`); who holds one takes only later ones. Workqueue threads that are at work, and
+#: a compiler, are never seen again in the child, which would wait for them for ever.
+HELD_BY_FORK = (_turn, _starting, global_compiler_lock)
 
 
 def set_num_threads(n: int) -> None:
@@ -55,8 +62,8 @@ _UNLIMITED = nullcontext()
 def _limit(n: int) -> Iterator[None]:
     start()
     before = numba.get_num_threads()
-    numba.set_num_threads(n)
     try:
+        numba.set_num_threads(n)
         yield
     finally:
         numba.set_num_threads(before)
@@ -87,10 +94,22 @@ def turn() -> AbstractContextManager[bool]:
     and who finds it taken runs the serial kernel, with the same result.
     """
     start()
-    return _take_turn() if _layer == "workqueue" else _FREE
+    if _layer == "workqueue":
+        return _take_turn()
+    return _counted() if _layer == "tbb" else _FREE
 
 
 _FREE = nullcontext(True)
+
+
+@contextmanager
+def _counted() -> Iterator[bool]:
+    global _running
+    _running += 1
+    try:
+        yield True
+    finally:
+        _running -= 1
 
 
 @contextmanager
@@ -125,12 +144,21 @@ def start() -> None:
             _layer = numba.threading_layer()
 
 
+def _before_fork() -> None:
+    global _forks_in_main
+    _forks_in_main = threading.current_thread() is threading.main_thread()
+
+
 def _after_fork_in_child() -> None:
-    """GNU OpenMP ends a forked child that uses it when the parent did before: there, kernels run serially."""
-    global _forked, _starting, _turn
-    _starting, _turn = threading.Lock(), threading.Lock()
-    _forked = _forked or _layer == "omp"
+    """In a forked child, kernels run serially where the layer does not work there.
+
+    GNU OpenMP ends a child that uses it when the parent did before. Workqueue hangs in a child whose threads take
+    turns. TBB cannot stop its threads for a fork in another than the main thread, or while they are at work.
+    """
+    global _forked, _running
+    broken = _layer in ("omp", "workqueue") or (_layer == "tbb" and (_running != 0 or not _forks_in_main))
+    _forked, _running = _forked or broken, 0
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
