@@ -176,6 +176,12 @@ def test_normalize_with_the_statistics_of_another_file(tmp_path, capsys):
         (tmp_path / "train.json").write_text(text)
         assert main(["normalize", str(tmp_path / "test.npz"), "--member", "x", *arguments]) == 1
         assert "train.json: expected what" in capsys.readouterr().err
+    before = (tmp_path / "y.npy").read_bytes()
+    for name, value in (("count", 0), ("mean", float("nan"))):
+        (tmp_path / "train.json").write_text(json.dumps(record | {name: [*record[name][:2], value]}))
+        assert main(["normalize", str(tmp_path / "test.npz"), "--member", "x", *arguments]) == 1
+        assert "every channel, not so in 2" in capsys.readouterr().err
+    assert (tmp_path / "y.npy").read_bytes() == before
 
 
 def test_a_file_may_be_normalized_in_its_own_place(tmp_path):

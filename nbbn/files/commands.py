@@ -109,6 +109,10 @@ def _moments_in(path: Path, channels: int) -> Moments:
         raise UnreadableError(f"--stats {path}: expected what `nbbn stats --json` prints: {error!r}") from error
     if moments.count.size != channels:
         raise UnreadableError(f"expected {moments.count.size} channels, as in {path}, got {channels}")
+    unusable = (moments.count == 0) | ~np.isfinite(moments.mean) | ~np.isfinite(moments.m2)
+    if unusable.any():
+        c = int(np.argmax(unusable))
+        raise UnreadableError(f"--stats {path}: expected values and finite statistics in every channel, not so in {c}")
     return moments
 
 
