@@ -240,9 +240,8 @@ def steps(value: Any, channels: int) -> npt.NDArray[np.int64]:
         raise ValueError(f"step: expected one integer or {channels}, one per channel, got shape {array.shape}")
     if array.size and array.min() < 1:
         raise ValueError(f"step: expected integers >= 1 (the first update is number 1), got {array.min()}")
-    numbers: npt.NDArray[np.int64] = np.minimum(array.astype(np.uint64), np.uint64(2**63 - 1)).astype(
-        np.int64
-    )  # as good as for ever
+    most = np.uint64(2**63 - 1)  # as good as for ever
+    numbers: npt.NDArray[np.int64] = np.minimum(array.astype(np.uint64), most).astype(np.int64)
     return numbers
 
 

@@ -34,11 +34,8 @@ def evaluate(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, axis
     shape = _canonical_shape(x.shape, axis)
     if shape is None or not 0.0 <= eps < inf:
         return None
-    if out is None:
-        y = empty(x.shape, dtype)
-    elif _is_result(out, x):
-        y = out
-    else:
+    y = _result(out, x)
+    if y is None:
         return None
     if not (_flat(mean) and _flat(var) and (weight is None or _flat(weight)) and (bias is None or _flat(bias))):
         return None
@@ -61,11 +58,8 @@ def train(
             return None
     elif running_var is None or not (running_mean.flags.writeable and running_var.flags.writeable):
         return None
-    if out is None:
-        y = empty(x.shape, x.dtype)
-    elif _is_result(out, x):
-        y = out
-    else:
+    y = _result(out, x)
+    if y is None:
         return None
     stats = backends.empty_moments(view.shape[1])
     if not small.train(
@@ -99,11 +93,8 @@ def backward(
     flags = grad_out.flags
     if not (flags.c_contiguous and flags.aligned and _flat(mean) and _flat(var) and (weight is None or _flat(weight))):
         return None
-    if out is None:
-        grad_x = empty(x.shape, x.dtype)
-    elif _is_result(out, x):
-        grad_x = out
-    else:
+    grad_x = _result(out, x)
+    if grad_x is None:
         return None
     shape = view.shape
     of_parameters = small.backward(grad_out.reshape(shape), view, mean, var, weight, eps, grad_x.reshape(shape))
@@ -139,12 +130,14 @@ def _is_float(dtype: Any) -> bool:
     return dtype is _FLOAT32 or dtype is _FLOAT64 or dtype in _FLOATS
 
 
-def _is_result(out: Any, x: Array) -> bool:
-    """Whether `out` is plain, writable memory for a result like `x`."""
+def _result(out: Any, x: Array) -> Array | None:
+    """New memory for a result like `x`, or `out` if it is plain and writable; None if it is not."""
+    if out is None:
+        return empty(x.shape, x.dtype)
     if type(out) is not ndarray or out.dtype != x.dtype or out.shape != x.shape:
-        return False
+        return None
     flags = out.flags
-    return flags.c_contiguous and flags.writeable and flags.aligned
+    return out if flags.c_contiguous and flags.writeable and flags.aligned else None
 
 
 def _view(x: Any, axis: Any) -> Array | None:

@@ -277,7 +277,7 @@ class RunningStatistics:
                 refuse_nonfinite(name, stats, RunningUpdate(*running, 0.0, 1, False))
 
             def write() -> int:
-                skipped = move(running, stats, self._momentum(), 1, self.nonfinite)
+                skipped = move(running, stats, self._momentum(), 1, self.nonfinite == "skip")
                 self._count(stats, skipped)
                 if self.nonfinite == "skip":  # left out of every call of a held update
                     self.num_skipped += hosted(stats).count == 0

@@ -167,15 +167,14 @@ def ema_update(
     weight: float | Array = rate
     if step is not None:
         weight = weights_of_steps(rate, True, checks.steps(step, stats.count.shape[0]))
-    warn_skipped(move(running, stats, weight, ddof, policy), stats)
-
-
-def move(running: tuple[Array, Array], stats: Moments, momentum: float | Array, ddof: int, policy: NonFinite) -> int:
-    """`ema_update` of checked arguments, with a momentum for all channels or one for each; how many were skipped."""
-    constant = momentum if isinstance(momentum, float) else 1.0
-    update = RunningUpdate(*running, constant, ddof, policy == "skip")
     if policy == "raise":
-        refuse_nonfinite("stats", stats, update)
+        refuse_nonfinite("stats", stats, RunningUpdate(*running, rate, ddof, False))
+    warn_skipped(move(running, stats, weight, ddof, policy == "skip"), stats)
+
+
+def move(running: tuple[Array, Array], stats: Moments, momentum: float | Array, ddof: int, skip: bool) -> int:
+    """`ema_update` of checked arguments, with a momentum for all channels or one for each; how many were skipped."""
+    update = RunningUpdate(*running, momentum if isinstance(momentum, float) else 1.0, ddof, skip)
     if isinstance(momentum, float):
         return move_running(stats, update)
     count, mean, m2 = views(stats)
