@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from nbbn import checks, counters, forks, state
+from nbbn import checks, forks, state
 from nbbn.arrays import Array, any_array, copied, full, on_device
 from nbbn.checks import NonFinite
 from nbbn.functional import batch_norm, batch_norm_backward, forward
@@ -431,7 +431,7 @@ class BatchNorm(RunningStatistics):
             if self.track_running_stats:
                 counts["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
             if self.track_running_stats and (self.nonfinite == "skip" or self.num_skipped.any()):
-                counts[counters.NAME] = self.num_skipped.copy()
+                counts["num_skipped"] = self.num_skipped.copy()
         return state.write(arrays, counts, style, prefix)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> "BatchNorm":
@@ -467,8 +467,7 @@ class BatchNorm(RunningStatistics):
         >>> nbbn.BatchNorm(1).load_state_dict(keras).running_mean
         array([3.], dtype=float32)
         """
-        entries, skipped = counters.split(state_dict, prefix)
-        found = state.read(entries, prefix)
+        found = state.read(state_dict, prefix)
         needs_count = self.track_running_stats and (self.debias or self.momentum is None)
         if needs_count and "num_batches_tracked" not in found:
             raise ValueError(
@@ -476,7 +475,7 @@ class BatchNorm(RunningStatistics):
                 "the next batch would replace the loaded statistics), got none; add how many batches they come from"
             )
         count = state.batch_count(found.pop("num_batches_tracked", np.array(self.num_batches_tracked)))
-        num_skipped = counters.checked(skipped, self.num_features, count)
+        num_skipped = state.skipped_counts(found.pop("num_skipped", None), self.num_features, count)
         mine = self._arrays()
         if found.keys() != mine.keys():
             raise ValueError(f"state_dict: expected {sorted(mine)} for this layer, got {sorted(found)}")
@@ -520,9 +519,8 @@ class BatchNorm(RunningStatistics):
         >>> nbbn.BatchNorm.from_state_dict(d, "bn.").running_mean
         array([1., 2.])
         """
-        entries, skipped = counters.split(state_dict, prefix)
-        found = state.read(entries, prefix)
-        names = found.keys() - {"num_batches_tracked"}
+        found = state.read(state_dict, prefix)
+        names = found.keys() - state.COUNTS
         if not names:
             raise ValueError(f"state_dict: expected parameters or running statistics after {prefix!r}, got neither")
         options.setdefault("affine", "weight" in names or "bias" in names)
@@ -530,7 +528,7 @@ class BatchNorm(RunningStatistics):
         options.setdefault("dtype", state.layer_dtype(found))
         options.setdefault("eps", state.default_eps(state_dict, prefix))
         layer = cls(max(found[name].size for name in names), **options)
-        return layer.load_state_dict(found if skipped is None else found | {counters.NAME: skipped})
+        return layer.load_state_dict(found)
 
     def _arrays(self) -> dict[str, Array]:
         candidates = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}

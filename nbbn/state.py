@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from nbbn import checks
 from nbbn.arrays import FLOATS, Array, has_cuda_memory, in_host_memory
@@ -15,7 +16,11 @@ NAMES = {
     "running_mean": ("running_mean", "moving_mean", "mean"),
     "running_var": ("running_var", "moving_variance", "var"),
     "num_batches_tracked": ("num_batches_tracked",),
+    "num_skipped": ("num_skipped",),
 }
+
+#: Those that count batches; the last one is ours alone.
+COUNTS = frozenset(("num_batches_tracked", "num_skipped"))
 
 
 #: Whose names a state dict is written under.
@@ -123,9 +128,27 @@ def batch_count(value: Array) -> int:
     return int(value.item())
 
 
+def skipped_counts(value: Array | None, channels: int, batches: int) -> npt.NDArray[np.int64]:
+    """The loaded `num_skipped`, checked: how many of `batches` each channel skipped; none where nothing is known."""
+    if value is None:
+        return np.zeros(channels, np.int64)
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"state_dict['num_skipped']: expected an array of integers, got dtype {value.dtype}")
+    if value.shape != (channels,):
+        raise ValueError(
+            f"state_dict['num_skipped']: expected {channels} values, one per channel, got shape {value.shape}"
+        )
+    if value.size and not 0 <= value.min() <= value.max() <= batches:
+        raise ValueError(
+            f"state_dict['num_skipped']: expected counts from 0 to num_batches_tracked, {batches}, "
+            f"got {value.min()} to {value.max()}"
+        )
+    return value.astype(np.int64)
+
+
 def layer_dtype(found: Mapping[str, Array]) -> np.dtype[Any]:
     """float64 if anything loaded is, else float32."""
-    wide = any(a.dtype == np.float64 for name, a in found.items() if name != "num_batches_tracked")
+    wide = any(a.dtype == np.float64 for name, a in found.items() if name not in COUNTS)
     return FLOATS[1] if wide else FLOATS[0]
 
 
