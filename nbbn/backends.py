@@ -40,8 +40,8 @@ class Backend(Protocol):
 
     name: str
 
-    #: The short way for small arrays (`nbbn.quick`), if the backend has one.
-    small: "Small | None"
+    #: The short way for plain arrays (`nbbn.quick`), if the backend has one.
+    plain: "Plain | None"
 
     def moments(self, x: Array, where: Array | None, count: Array, mean: Array, m2: Array) -> None:
         """Write count, mean and m2 of every channel (0, 0, 0 where nothing is selected)."""
@@ -123,11 +123,11 @@ class Backend(Protocol):
         """Write the moments of the whole without part b."""
 
 
-class Small(Protocol):
+class Plain(Protocol):
     """What a backend with a short way has besides: arrays are contiguous, of one float dtype, and checked here.
 
-    `normalize` and `train` answer False, having written nothing of the caller's, if memory overlaps, a number of
-    values differs, or it is not theirs to do.
+    `normalize`, `train` and `backward` decline, having written nothing of the caller's, if memory overlaps, a number
+    of values differs, or it is not theirs to do.
     """
 
     def normalize(
@@ -156,11 +156,19 @@ class Small(Protocol):
         """`Backend.train` without residual and activation; parameters and running arrays share a dtype."""
 
     def backward(
-        self, grad_out: Array, x: Array, mean: Array, var: Array, weight: Array | None, eps: float, grad_x: Array
+        self,
+        grad_out: Array,
+        x: Array,
+        mean: Array,
+        var: Array,
+        weight: Array | None,
+        eps: float,
+        grad_x: Array,
+        dtype: np.dtype[Any],
     ) -> Array | None:
-        """`Backend.backward` in training: gradients of weight and bias in its precision, as the rows of one array.
+        """`Backend.backward` in training: gradients of weight and bias in `dtype`, as the rows of one array.
 
-        None, having written nothing, where `normalize` would answer False.
+        None where `normalize` would answer False.
         """
 
 

@@ -1,8 +1,8 @@
-"""The short way for small plain arrays: what every public call tries first.
+"""The short way for plain arrays: what every public call tries first.
 
-It is taken only where nothing is left to check or decide: C-contiguous NumPy arrays of one float dtype, options at
-their defaults. Anything else, every error included, is the long way's business: the answer is None and nothing has
-been written.
+It is taken only where nothing is left to decide: C-contiguous NumPy arrays of one float dtype, options at their
+defaults. Whether memory overlaps and channels agree is looked at by one compiled kernel. Anything else, every error
+included, is the long way's business: the answer is None and nothing has been written.
 """
 
 from functools import lru_cache
@@ -13,33 +13,23 @@ import numpy as np
 from numpy import empty, ndarray
 
 from nbbn import backends
-from nbbn.arrays import Array
+from nbbn.arrays import Array, is_data_float, parameter_dtype
 from nbbn.moments import Moments, wrap
-
-#: Values above which the long way's checks no longer matter, or there is work for a second thread.
-LARGEST = 262_143
 
 _FLOAT32, _FLOAT64 = _FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def evaluate(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, axis: Any, out: Any) -> Array | None:
     """The affine step."""
-    small = backends.current().small
-    if small is None or type(x) is not ndarray or type(axis) is not int or type(eps) is not float:
+    view, plain = _view(x, axis), backends.current().plain
+    if view is None or plain is None or type(eps) is not float or not 0.0 <= eps < inf:
         return None
-    dtype = x.dtype
-    flags = x.flags
-    if not (_is_float(dtype) and flags.c_contiguous and flags.aligned):
-        return None
-    shape = _canonical_shape(x.shape, axis)
-    if shape is None or not 0.0 <= eps < inf:
+    if not (_flat(mean) and _flat(var) and (weight is None or _flat(weight)) and (bias is None or _flat(bias))):
         return None
     y = _result(out, x)
     if y is None:
         return None
-    if not (_flat(mean) and _flat(var) and (weight is None or _flat(weight)) and (bias is None or _flat(bias))):
-        return None
-    return y if small.normalize(x.reshape(shape), y.reshape(shape), mean, var, weight, bias, eps) else None
+    return y if plain.normalize(view, y.reshape(view.shape), mean, var, weight, bias, eps) else None
 
 
 def train(
@@ -47,9 +37,8 @@ def train(
     ddof: Any, out: Any, need_stats: bool,
 ) -> tuple[Array, Moments | None] | None:  # fmt: skip
     """Statistics, normalization and moving averages; the statistics themselves if asked for."""
-    small = backends.current().small
-    view = _view(x, axis)
-    if view is None or small is None or view.size == view.shape[1] or not harmless(momentum, ddof):
+    view, plain = _view(x, axis), backends.current().plain
+    if view is None or plain is None or view.size == view.shape[1] or not harmless(momentum, ddof):
         return None
     if type(eps) is not float or not 0.0 <= eps < inf or not _are_one_kind(running_mean, running_var, weight, bias):
         return None
@@ -62,7 +51,7 @@ def train(
     if y is None:
         return None
     stats = backends.empty_moments(view.shape[1])
-    if not small.train(
+    if not plain.train(
         view, y.reshape(view.shape), running_mean, running_var, weight, bias, eps, momentum, ddof, *stats
     ):
         return None
@@ -71,22 +60,20 @@ def train(
 
 def moments(x: Any, axis: Any) -> Moments | None:
     """Statistics."""
-    small = backends.current().small
-    view = _view(x, axis)
-    if view is None or small is None:
+    view, plain = _view(x, axis), backends.current().plain
+    if view is None or plain is None:
         return None
-    count, mean, m2 = backends.empty_moments(view.shape[1])
-    small.moments(view, count, mean, m2)
-    return wrap(count, mean, m2)
+    stats = backends.empty_moments(view.shape[1])
+    plain.moments(view, *stats)
+    return wrap(*stats)
 
 
 def backward(
     grad_out: Any, x: Any, mean: Any, var: Any, weight: Any, eps: Any, axis: Any, out: Any
 ) -> tuple[Array, Array, Array] | None:
     """The three gradients, in training."""
-    small = backends.current().small
-    view = _view(x, axis)
-    if view is None or small is None or type(eps) is not float or not 0.0 <= eps < inf:
+    view, plain = _view(x, axis), backends.current().plain
+    if view is None or plain is None or type(eps) is not float or not 0.0 <= eps < inf:
         return None
     if type(grad_out) is not ndarray or grad_out.dtype != x.dtype or grad_out.shape != x.shape:
         return None
@@ -96,8 +83,9 @@ def backward(
     grad_x = _result(out, x)
     if grad_x is None:
         return None
-    shape = view.shape
-    of_parameters = small.backward(grad_out.reshape(shape), view, mean, var, weight, eps, grad_x.reshape(shape))
+    dtype = parameter_dtype(x.dtype) if weight is None else weight.dtype
+    views = grad_out.reshape(view.shape), view, mean, var, weight, eps, grad_x.reshape(view.shape)
+    of_parameters = plain.backward(*views, dtype)
     return None if of_parameters is None else (grad_x, of_parameters[0], of_parameters[1])
 
 
@@ -141,8 +129,8 @@ def _result(out: Any, x: Array) -> Array | None:
 
 
 def _view(x: Any, axis: Any) -> Array | None:
-    """`x` as (outer, channels, inner), or None if it is not a small plain array."""
-    if type(x) is not ndarray or type(axis) is not int or not _is_float(x.dtype):
+    """`x` as (outer, channels, inner), or None if it is not a plain array."""
+    if type(x) is not ndarray or type(axis) is not int or not _is_data(x.dtype):
         return None
     flags = x.flags
     if not (flags.c_contiguous and flags.aligned):
@@ -151,14 +139,23 @@ def _view(x: Any, axis: Any) -> Array | None:
     return None if shape is None else x.reshape(shape)
 
 
+def _is_data(dtype: Any) -> bool:
+    """Whether this is a floating dtype in native byte order."""
+    return dtype is _FLOAT32 or _is_native_float(dtype)
+
+
+@lru_cache(64)
+def _is_native_float(dtype: Any) -> bool:
+    return is_data_float(dtype) and dtype.isnative
+
+
 @lru_cache(1024)
 def _canonical_shape(shape: tuple[int, ...], axis: int) -> tuple[int, int, int] | None:
-    """(outer, channels, inner), or None for what is not small or has no such axis."""
+    """(outer, channels, inner), or None for what is empty or has no such axis."""
     if axis < 0:
         axis += len(shape)
-    if not 0 <= axis < len(shape) or len(shape) < 2:
+    if not 0 <= axis < len(shape) or len(shape) < 2 or 0 in shape:
         return None
     if shape[axis] == 1:  # one channel is one row, as in `layout.canonical`
-        return (1, 1, prod(shape)) if 0 < prod(shape) <= LARGEST else None
-    outer, inner = prod(shape[:axis]), prod(shape[axis + 1 :])
-    return (outer, shape[axis], inner) if 0 < outer * shape[axis] * inner <= LARGEST else None
+        return (1, 1, prod(shape))
+    return (prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))

@@ -11,7 +11,7 @@ import numpy as np
 from nbbn import formulas
 
 name = "numpy"
-small = None  # nothing here is in a hurry
+plain = None  # nothing here is in a hurry
 
 
 def moments(x, where, count, mean, m2):

@@ -20,7 +20,7 @@ SHAPES = ((40, 4), (40, 4096), (3, 2, 200), (3, 8, 200))
 #: What parameters and running arrays are kept in.
 PRECISIONS = (np.float32, np.float64)
 
-#: The channel axis of calls that shall not go the short way of small arrays (`nbbn.quick`), which takes only an int.
+#: The channel axis of calls that shall not go the short way of plain arrays (`nbbn.quick`), which takes only an int.
 LONG_WAY: Any = np.int64(1)
 
 #: A mean that float32 arithmetic cannot serve: the same kernels with float64 coefficients.
@@ -69,6 +69,23 @@ def _per_channel(precision: Any) -> None:
     moments = nbbn.Moments(np.array([2]), np.array([2.0]), np.array([2.0]))
     (moments + moments) - moments
     nbbn.ema_update(np.zeros(1, precision), np.ones(1, precision), moments)
+    _preparations(precision)
+
+
+def _preparations(precision: Any) -> None:
+    """What looks at memory and prepares channels before the large kernels are called for plain arrays."""
+    from nbbn.cpu import plain_kernels
+
+    x, values, eps = np.zeros((1, 1, 1), np.uint8), np.ones((4, 1), precision), 1e-5
+    plain_kernels.prepare_training(x, x, 1, *values, np.empty((2, 1)))
+    for kind in PRECISIONS:
+        mean, var = values[:2].astype(kind)
+        for arithmetic in PRECISIONS:
+            ready = np.empty((3, 1)), np.empty((3, 1), arithmetic), np.empty(1, bool)
+            plain_kernels.prepare_normalize(x, x, mean, var, *values[2:], eps, *ready)
+            high = np.empty(1, arithmetic)
+            wide, *others = np.empty((3, 1))
+            plain_kernels.prepare_backward(x, x, x, mean, var, values[2], eps, wide, high, *others)
 
 
 def _statistics(x: Any) -> None:

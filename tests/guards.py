@@ -15,7 +15,6 @@ import itertools
 import mmap
 import os
 import sys
-import types
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +23,8 @@ import numpy as np
 import nbbn
 from nbbn import backends, layout, placement, quick
 from nbbn import cpu as cpu
-from nbbn.cpu import caches, small, threads
+from nbbn.cpu import caches, core, threads
+from nbbn.cpu import plain as plain_arrays
 
 PAGE = mmap.PAGESIZE
 PAGES = 16
@@ -130,11 +130,9 @@ class Streaming:
 def install():
     """Put every array that nbbn makes into an arena."""
     guarded = GuardedNumPy()
-    for module in (backends, layout, placement, cpu):
+    for module in (backends, layout, placement, cpu, core):
         module.np = guarded
-    quick.empty = guarded.empty
-    # a copy with other globals: kernels of that module need NumPy itself
-    small.backward = types.FunctionType(small.backward.__code__, {**vars(small), "np": guarded})
+    quick.empty = plain_arrays.empty = guarded.empty
     caches.streams = lambda *arrays: Streaming.now
 
 

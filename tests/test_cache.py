@@ -168,8 +168,8 @@ def test_warmup_covers_every_dtype_it_is_asked_for():
 def test_small_work_can_pretend_to_be_worth_threads():
     for parallel in (True, False):
         with threads.pretend(parallel):
-            assert threads.worth_it(1) is parallel
-    assert not threads.worth_it(1)
+            assert threads.worth(1) == 1 + parallel
+    assert threads.worth(1) == 1
 
 
 def test_progress_is_shown_on_a_terminal_only(monkeypatch, capsys):

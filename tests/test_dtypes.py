@@ -268,3 +268,33 @@ def test_the_largest_integers(shape, dtype, largest):
     assert np.allclose(nbbn.batch_stats(x).m2.sum(), nbbn.batch_stats(relative).m2.sum(), rtol=0.5)
     if shape[0] < 100:  # one chunk; its origin is up to 2048 off, the largest float64 that converts
         assert np.allclose(nbbn.batch_stats(x).m2, nbbn.batch_stats(relative).m2, rtol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 37), (37, 2), (300, 3)])
+def test_every_nan_stays_one_in_bfloat16(shape):
+    """Rounding by adding to the bits would carry some NaNs into a zero."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    nans = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001, 0x7FFF8000, 0x7FC00000], np.uint32)
+    x = np.resize(nans, shape).view(np.float32)
+    out = np.zeros(shape, bfloat16)
+    nbbn.normalize(x, np.zeros(shape[1]), np.ones(shape[1]), out=out)
+    assert np.isnan(out.astype(np.float32)).all()
+    with np.errstate(invalid="ignore"):
+        halves = x.astype(np.float16)
+    nbbn.normalize(halves, np.zeros(shape[1]), np.ones(shape[1]), out=out)
+    assert np.isnan(out.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 37), (300, 3), (5, 64)])
+def test_bfloat16_meets_other_dtypes_place_by_place(shape):
+    """Long vectors of bfloat16 results are computed in another order: everything that goes into them must follow."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    rng = np.random.default_rng(3)
+    x, residual = rng.standard_normal((2, *shape)).astype(np.float32)
+    mean, var = rng.standard_normal(shape[1]), rng.uniform(1, 2, shape[1])
+    for x_dtype, residual_dtype in [(bfloat16, np.float32), (np.float32, bfloat16), (np.float16, np.float64)]:
+        given, addend, out = x.astype(x_dtype), residual.astype(residual_dtype), np.empty(shape, bfloat16)
+        nbbn.normalize(given, mean, var, residual=addend, out=out)
+        with nbbn.use_backend("numpy"):
+            exact = nbbn.normalize(given.astype(np.float64), mean, var, residual=addend.astype(np.float64))
+        assert (np.abs(out.astype(float) - exact) <= 2.0**-8 * np.abs(exact) + 1e-6).all()

@@ -199,7 +199,7 @@ print(results == [[4.5, 5.5, 6.5]] * 4)
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({}, "3000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
 )
 def test_idle_openmp_threads_sleep_soon_unless_the_user_says_otherwise(settings, expected, monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # the benchmarks' tests may have set it for this process

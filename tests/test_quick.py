@@ -1,10 +1,14 @@
-"""The short way of small arrays: the same bits as the long one, and the same errors."""
+"""The short way of plain arrays: the same bits as the long one, and the same errors.
+
+Every test runs twice: small arrays are served as such, and as if they were large.
+"""
 
 import numpy as np
 import pytest
 
 import nbbn
 from nbbn import backends, quick
+from nbbn.cpu import plain
 
 SHAPES = [
     (64, 64),
@@ -20,6 +24,13 @@ SHAPES = [
     (20, 1, 40),
 ]
 LONG_WAY = np.int64(1)  # not an int
+
+
+@pytest.fixture(autouse=True, params=["small", "large"])
+def size(request, monkeypatch):
+    if request.param == "large":
+        monkeypatch.setattr(plain, "_is_small", lambda x: False)
+    return request.param
 
 
 def arrays(shape, dtype, precision, seed=0):
@@ -131,7 +142,6 @@ def test_in_place_and_into_out(monkeypatch):
         {"weight": np.ones(3, np.float32)[::-1]},
         {"mean": np.zeros(3, np.float32).view(np.recarray)},
         {"eps": 0},
-        {"mean": np.array([1e31, 0, 0])},  # needs float64 arithmetic
     ],
 )
 def test_what_is_unusual_goes_the_long_way_and_is_right(change, monkeypatch):
@@ -141,6 +151,36 @@ def test_what_is_unusual_goes_the_long_way_and_is_right(change, monkeypatch):
     with nbbn.use_backend("numpy"):
         assert np.allclose(y, nbbn.normalize(**call), rtol=1e-6)
     assert not answers
+
+
+def test_only_large_arrays_go_the_short_way_with_what_needs_float64(size, monkeypatch):
+    answers = took_the_short_way(monkeypatch)
+    call = {"x": np.ones((4, 3), np.float32), "mean": np.array([1e31, 0, 0]), "var": np.ones(3)}
+    y = nbbn.normalize(**call)
+    with nbbn.use_backend("numpy"):
+        assert np.allclose(y, nbbn.normalize(**call), rtol=1e-6)
+    assert len(answers) == (size == "large")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_never_small(dtype, monkeypatch):
+    dtype = getattr(pytest.importorskip("ml_dtypes"), dtype, np.float16)
+    answers = took_the_short_way(monkeypatch)
+    x, mean, var, weight, bias = arrays((40, 4), dtype, np.float32)
+    running, other = (mean.copy(), var.copy()), (mean.copy(), var.copy())
+    for axis, moving in ((1, running), (LONG_WAY, other)):
+        done = [
+            nbbn.batch_norm(x, mean, var, weight, bias, axis=axis),
+            nbbn.batch_norm(x, *moving, weight, bias, True, axis=axis),
+            nbbn.batch_stats(x, axis=axis).m2,
+            *nbbn.batch_norm_backward(x, x, mean, var, axis=axis),
+        ]
+        assert len(answers) == 4
+        if axis == 1:
+            expected = done
+    assert [a.dtype for a in done] == [dtype, dtype, np.float64, dtype, np.float32, np.float32]
+    assert all(a.dtype == b.dtype and (a == b).all() for a, b in zip(done, expected, strict=True))
+    assert all((a == b).all() for a, b in zip(running, other, strict=True))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -252,7 +292,7 @@ def test_the_reference_has_no_short_way(monkeypatch):
     answers = took_the_short_way(monkeypatch)
     x, mean, var, *_ = arrays((4, 3), np.float32, np.float32)
     with nbbn.use_backend("numpy"):
-        assert backends.current().small is None
+        assert backends.current().plain is None
         nbbn.batch_norm(x, mean, var, training=True)
         nbbn.batch_norm(x, mean, var)
         nbbn.batch_stats(x)

@@ -9,7 +9,7 @@ from numba.core import types
 from numba.np import numpy_support
 
 import nbbn
-from nbbn.cpu import caches, columns, jit, rows, rows_backward, small_kernels
+from nbbn.cpu import caches, columns_forward, jit, plain_kernels, rows, rows_backward
 from nbbn.cpu.storage import HALF
 
 POISON = 12345.0
@@ -60,13 +60,15 @@ def test_every_length(streaming, size):
 
 
 def test_large_results_stream_and_results_in_place_never_do(monkeypatch):
-    monkeypatch.setattr(caches, "sizes", lambda: (512 << 10, 4096))
-    x, out = np.empty(256, np.float32), np.empty(256, np.float32)
+    monkeypatch.setattr(caches, "sizes", lambda: (512 << 10, 2560))
+    x, out = np.empty(257, np.float32), np.empty(257, np.float32)  # 2056 bytes, and four fifths are 2048
     assert caches.streams(out, x)
     assert caches.streams(out, x, None)
     assert not caches.streams(x, x)
     assert not caches.streams(out, x, out)
-    assert not caches.streams(out[:255], x[:255])
+    assert not caches.streams(out[:256], x[:256])
+    assert caches.streams(out[:256], x[:256], x[:1]), "every input counts"
+    assert not caches.streams(out[:256], x[:1].astype(np.uint8))
 
 
 def test_sizes_of_caches_are_plausible():
@@ -98,7 +100,7 @@ def arguments_of_normalize(dtype):
     x = np.zeros((1, 1, 1), dtype)
     coefficients = np.zeros((3, 1))
     narrow = coefficients.astype(np.float32)
-    return x, None, x.copy(), coefficients, narrow, np.ones(1, bool), np.float32(0), True
+    return 1, x, None, x.copy(), coefficients, narrow, np.ones(1, bool), np.float32(0), True
 
 
 @needs_avx2
@@ -121,8 +123,8 @@ def test_half_precision_is_converted_in_registers():
 def test_columns_and_gradients_have_them_too():
     x, c, floor = np.zeros((1, 1, 1), np.float32), np.zeros(1, np.float32), np.float32(0)
     for code in (
-        assembly(columns.normalize.serial, x, None, x.copy(), 1, c, c, c, floor, True),
-        assembly(rows_backward.apply.serial, x, x, c, c, c, c, True, x.copy()),
+        assembly(columns_forward.normalize.serial, 1, x, None, x.copy(), 1, c, c, c, floor, True),
+        assembly(rows_backward.apply.serial, 1, x, x, c, c, c, c, True, x.copy()),
     ):
         assert re.search(PACKED_FMA, code)
         assert re.search(PACKED_STREAM, code)
@@ -131,8 +133,8 @@ def test_columns_and_gradients_have_them_too():
 @needs_avx2
 def test_statistics_have_packed_fma_and_small_calls_no_non_temporal_stores():
     x, wide = np.zeros((1, 1, 1), np.float32), np.zeros(1)
-    assert re.search(PACKED_FMA, assembly(rows.moments.serial, x, 1, wide, wide))
-    code = assembly(small_kernels.normalize_rows, x, x.copy(), wide, wide, wide, wide, 1e-5)
+    assert re.search(PACKED_FMA, assembly(rows.moments.serial, 1, x, 1, wide, wide))
+    code = assembly(plain_kernels.normalize_rows, x, x.copy(), wide, wide, wide, wide, 1e-5)
     assert re.search(PACKED_FMA, code)
     assert not re.search("vmovnt", code)
 

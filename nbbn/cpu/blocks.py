@@ -13,16 +13,9 @@ import math
 import numpy as np
 
 from nbbn.cpu.jit import formula
-from nbbn.cpu.memory import (
-    deviation,
-    deviations,
-    deviations_short,
-    element,
-    holds_integers,
-    largest_origin,
-    load,
-    prefetch,
-)
+from nbbn.cpu.kinds import holds_integers, largest_origin
+from nbbn.cpu.lines import prefetch
+from nbbn.cpu.memory import deviation, deviations, deviations_short, element, load
 from nbbn.cpu.scratch import greater, lesser
 from nbbn.cpu.vector import LANES, SHORT, fmuladd, lane_sum, splat
 

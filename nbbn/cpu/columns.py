@@ -1,4 +1,4 @@
-"""The columns family: `inner` is short or 1, so the channels of one row lie side by side.
+"""The columns family, statistics: `inner` is short or 1, so the channels of one row lie side by side.
 
 Data is the canonical (outer, channels, inner) with each row x[o] contiguous, taken as rows of channels * inner
 columns. With few columns, `fold` rows that follow each other in memory are taken as one, so that rows are long
@@ -10,26 +10,17 @@ expands the per-channel coefficients to columns once a tile. No gathers.
 import numpy as np
 from numba import prange
 
-from nbbn.cpu.affine import normalize_add_row, normalize_row
-from nbbn.cpu.blocks import CHUNK, sums_are_exact, usable_origin
-from nbbn.cpu.channels import fill_coefficients, from_deviations
+from nbbn.cpu.blocks import sums_are_exact, usable_origin
+from nbbn.cpu.channels import from_deviations
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
-from nbbn.cpu.memory import (
-    deviation,
-    deviations,
-    element,
-    fence,
-    least_squares,
-    load,
-    prefetch,
-    run,
-    store,
-    sum_origin,
-)
+from nbbn.cpu.kinds import least_squares, sum_origin
+from nbbn.cpu.lines import prefetch
+from nbbn.cpu.memory import deviation, deviations, element, load, run, store
 from nbbn.cpu.rows import SAMPLE, finite_or_zero
 from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows
-from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, TILE, chunk_of_rows, clear, expand
+from nbbn.cpu.sharing import begin, end, next_task, shared, someone_was_late
+from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, clear, expand
 from nbbn.cpu.vector import LANES, fmuladd, splat
 
 # --- statistics -----------------------------------------------------------------------------------------------------
@@ -194,7 +185,7 @@ def parts(x, fold, tile):
 def part_moments(x, task, tiles, fold, tile, part_mean, part_m2):
     """Moments of part number `task`, written to the row of its chunk."""
     outer, channels, inner = x.shape
-    k, t = divmod(np.int64(task), tiles)
+    k, t = divmod(task, tiles)
     r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
     j0 = t * tile
     j1 = lesser(j0 + tile, step * channels * inner)
@@ -219,83 +210,20 @@ def merge_parts(x, fold, part_mean, part_m2, mean, m2):
 
 
 @kernel(reads=("x",))
-def moments(x, fold, tile, mean, m2):
+def moments(workers, x, fold, tile, mean, m2):
     """mean[c], m2[c] of every channel."""
     chunks, tiles = parts(x, fold, tile)
     part_mean = scratch_rows(chunks, x.shape[1], 0.0)
     part_m2 = scratch_rows(chunks, x.shape[1], 0.0)
-    for task in prange(chunks * tiles):
-        part_moments(x, task, tiles, fold, tile, part_mean, part_m2)
+    tasks = chunks * tiles
+    taken = shared(workers)
+    for worker in prange(workers):
+        begin(taken)
+        while True:
+            task = next_task(taken, np.int64(worker), tasks)
+            if task < 0:
+                break
+            part_moments(x, task, tiles, fold, tile, part_mean, part_m2)
+        end(taken)
     merge_parts(x, fold, part_mean, part_m2, mean, m2)
-
-
-# --- normalization ------------------------------------------------------------------------------------------------
-
-
-@formula
-def affine_grid(outer, fold, width):
-    """(columns a tile, tiles, folded rows a chunk, chunks): about 4 * CHUNK values a task.
-
-    The expanded coefficients of a tile stay in the first-level cache.
-    """
-    tile = lesser(width, 2 * TILE)
-    chunk = greater(1, 4 * CHUNK // tile)
-    whole = outer // fold
-    return tile, -(-width // tile), chunk, -(-whole // chunk) + (1 if whole * fold < outer else 0)
-
-
-@formula
-def normalize_tile(x, addend, out, r0, r1, step, j0, j1, start, mean, scale, shift, floor, streaming):
-    """Columns [j0, j1) of rows [r0, r1); `start` is the column among those that the coefficients are for."""
-    inner = x.shape[2]
-    columns = scratch_rows(3, j1 - j0, mean.dtype.type(0))
-    expand(mean, columns[0], start, inner)
-    expand(scale, columns[1], start, inner)
-    expand(shift, columns[2], start, inner)
-    ready = columns[0], columns[1], columns[2]
-    for r in range(r0, r1, step):
-        values = run(x, r, 0, j0, j1)
-        result = run(out, r, 0, j0, j1)
-        if addend is None:
-            normalize_row(result, (values,), ready, floor, streaming)
-        else:
-            normalize_add_row(result, (values, run(addend, r, 0, j0, j1)), ready, floor, streaming)
-
-
-@kernel(reads=("x", "addend", "mean", "scale", "shift"))
-def normalize(x, addend, out, fold, mean, scale, shift, floor, streaming):
-    """out = max((x - mean) * scale + shift + addend, floor)."""
-    outer, channels, inner = x.shape
-    tile, tiles, chunk, chunks = affine_grid(outer, fold, fold * channels * inner)
-    for task in prange(chunks * tiles):
-        k, t = divmod(np.int64(task), tiles)
-        r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
-        j0 = t * tile
-        j1 = lesser(j0 + tile, step * channels * inner)
-        normalize_tile(x, addend, out, r0, r1, step, j0, j1, j0, mean, scale, shift, floor, streaming)
-        fence()
-
-
-@kernel(reads=("x", "addend", "weight", "bias"))
-def train_by_tile(x, addend, out, weight, bias, eps, floor, tile, streaming, mean, m2):
-    """Statistics, then normalize, one tile of whole channels at a time: the second read finds it in cache."""
-    outer, channels, inner = x.shape
-    width = channels * inner
-    for task in prange(-(-width // tile)):
-        j0 = np.int64(task) * tile
-        j1 = lesser(j0 + tile, width)
-        c0, c1 = j0 // inner, j1 // inner
-        tile_moments(x, np.int64(0), outer, np.int64(1), j0, j1, mean, m2)
-        wide = scratch_rows(3, c1 - c0, 0.0)
-        narrow = scratch_rows(3, c1 - c0, floor)
-        narrow_serves = True
-        for c in range(c0, c1):
-            var = m2[c] / (outer * inner)
-            narrow_serves &= fill_coefficients(mean[c], var, weight, bias, c, eps, wide, narrow, c - c0)
-        if narrow_serves:
-            normalize_tile(x, addend, out, 0, outer, 1, j0, j1, 0, narrow[0], narrow[1], narrow[2], floor, streaming)
-        else:
-            normalize_tile(
-                x, addend, out, 0, outer, 1, j0, j1, 0, wide[0], wide[1], wide[2], np.float64(floor), streaming
-            )
-        fence()
+    return someone_was_late(taken)

@@ -5,11 +5,13 @@ from numba import prange
 
 from nbbn.cpu.affine import gradient_row
 from nbbn.cpu.channels import gradient_coefficients
-from nbbn.cpu.columns import affine_grid
+from nbbn.cpu.columns_forward import affine_grid
 from nbbn.cpu.jit import formula, kernel
-from nbbn.cpu.memory import deviation, deviations, element, fence, load, run, store
+from nbbn.cpu.lines import fence
+from nbbn.cpu.memory import deviation, deviations, element, load, run, store
 from nbbn.cpu.rows_backward import products_are_exact
 from nbbn.cpu.scratch import lesser, scratch, scratch_rows, zero_rows, zeros
+from nbbn.cpu.sharing import begin, end, next_task, shared, someone_was_late
 from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, clear, expand
 from nbbn.cpu.vector import LANES, fmuladd, splat
 
@@ -92,7 +94,7 @@ def tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, total, products
 
 
 @kernel(reads=("gradients", "x", "mean"))
-def gradient_sums(gradients, x, fold, tile, mean, total, products):
+def gradient_sums(workers, gradients, x, fold, tile, mean, total, products):
     """total[c] = sum of g, products[c] = sum of g * (x - mean[c])."""
     outer, channels, inner = x.shape
     width = fold * channels * inner
@@ -101,18 +103,27 @@ def gradient_sums(gradients, x, fold, tile, mean, total, products):
     chunks = -(-whole // CHUNK_ROWS) + (1 if whole * fold < outer else 0)
     part_total = zero_rows(chunks, channels, 0.0)
     part_products = zero_rows(chunks, channels, 0.0)
-    for task in prange(chunks * tiles):
-        k, t = divmod(np.int64(task), tiles)
-        r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
-        j0 = t * tile
-        j1 = lesser(j0 + tile, step * channels * inner)
-        tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, part_total[k], part_products[k])
+    tasks = chunks * tiles
+    taken = shared(workers)
+    for worker in prange(workers):
+        begin(taken)
+        while True:
+            task = next_task(taken, np.int64(worker), tasks)
+            if task < 0:
+                break
+            k, t = divmod(task, tiles)
+            r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
+            j0 = t * tile
+            j1 = lesser(j0 + tile, step * channels * inner)
+            tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, part_total[k], part_products[k])
+        end(taken)
     for c in range(channels):
         total[c] = 0.0
         products[c] = 0.0
         for k in range(chunks):
             total[c] += part_total[k, c]
             products[c] += part_products[k, c]
+    return someone_was_late(taken)
 
 
 @formula
@@ -133,21 +144,32 @@ def write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, s
 
 
 @kernel(reads=("gradients", "x", "mean", "scale", "slope", "offset"))
-def apply(gradients, x, fold, mean, scale, slope, offset, streaming, grad_x):
+def apply(workers, gradients, x, fold, mean, scale, slope, offset, streaming, grad_x):
     """grad_x = scale * g + slope * (x - mean) + offset."""
     outer, channels, inner = x.shape
     tile, tiles, chunk, chunks = affine_grid(outer, fold, fold * channels * inner)
-    for task in prange(chunks * tiles):
-        k, t = divmod(np.int64(task), tiles)
-        r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
-        j0 = t * tile
-        j1 = lesser(j0 + tile, step * channels * inner)
-        write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, streaming, grad_x)
+    tasks = chunks * tiles
+    taken = shared(workers)
+    for worker in prange(workers):
+        begin(taken)
+        while True:
+            task = next_task(taken, np.int64(worker), tasks)
+            if task < 0:
+                break
+            k, t = divmod(task, tiles)
+            r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
+            j0 = t * tile
+            j1 = lesser(j0 + tile, step * channels * inner)
+            write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, streaming, grad_x)
         fence()
+        end(taken)
+    return someone_was_late(taken)
 
 
 @kernel(reads=("gradients", "x", "mean", "high", "inv_std", "weight"))
-def backward_by_tile(gradients, x, mean, high, inv_std, weight, tile, streaming, grad_x, grad_weight, grad_bias):
+def backward_by_tile(
+    workers, gradients, x, mean, high, inv_std, weight, tile, streaming, grad_x, grad_weight, grad_bias
+):
     """Sums, then the input gradient, one tile of whole channels at a time: the second read finds it in cache."""
     outer, channels, inner = x.shape
     width = channels * inner
@@ -156,13 +178,24 @@ def backward_by_tile(gradients, x, mean, high, inv_std, weight, tile, streaming,
     scale = scratch(channels, high.dtype.type(0))
     slope = scratch(channels, high.dtype.type(0))
     offset = scratch(channels, high.dtype.type(0))
-    for task in prange(-(-width // tile)):
-        j0 = np.int64(task) * tile
-        j1 = lesser(j0 + tile, width)
-        tile_gradient_sums(gradients, x, high, np.int64(0), outer, np.int64(1), j0, j1, total, products)
-        for c in range(j0 // inner, j1 // inner):
-            scale[c], slope[c], offset[c], grad_weight[c], grad_bias[c] = gradient_coefficients(
-                outer * inner, total[c], products[c], mean[c], high[c], inv_std[c], weight, c
+    tasks = -(-width // tile)
+    taken = shared(workers)
+    for worker in prange(workers):
+        begin(taken)
+        while True:
+            task = next_task(taken, np.int64(worker), tasks)
+            if task < 0:
+                break
+            j0 = task * tile
+            j1 = lesser(j0 + tile, width)
+            tile_gradient_sums(gradients, x, high, np.int64(0), outer, np.int64(1), j0, j1, total, products)
+            for c in range(j0 // inner, j1 // inner):
+                scale[c], slope[c], offset[c], grad_weight[c], grad_bias[c] = gradient_coefficients(
+                    outer * inner, total[c], products[c], mean[c], high[c], inv_std[c], weight, c
+                )
+            write_tile(
+                gradients, x, np.int64(0), outer, np.int64(1), j0, j1, high, scale, slope, offset, streaming, grad_x
             )
-        write_tile(gradients, x, np.int64(0), outer, np.int64(1), j0, j1, high, scale, slope, offset, streaming, grad_x)
         fence()
+        end(taken)
+    return someone_was_late(taken)

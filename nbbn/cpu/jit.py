@@ -96,23 +96,29 @@ def _without_compiler(*args):
 
 
 class KernelPair:
-    """One kernel compiled twice from the same source: serial for little work, parallel for much."""
+    """One kernel compiled twice from the same source: serial for little work, parallel for much.
+
+    Its first parameter is the number of workers, its second an array of all values; it returns whether one of them
+    was late (`sharing`).
+    """
 
     def __init__(self, function, reads):
         self.__doc__ = function.__doc__
         self.serial = Kernel(function, reads, parallel=False)
         self.parallel = Kernel(function, reads, parallel=True)
 
-    def __call__(self, parallel, *args):
-        """Run on `args`, on several threads if `parallel` and if it is safe to."""
-        if not parallel:
-            return self.serial(*args)
+    def __call__(self, workers, *args):
+        """Run on `args`, on so many threads if it is safe to."""
+        if workers == 1:
+            self.serial(1, *args)
+            return
         with threads.turn() as free:
-            return (self.parallel if free else self.serial)(*args)
+            late = self.parallel(workers, *args) if free else self.serial(1, *args)
+        threads.note(late, args[0].size)
 
 
 def kernel(*, reads):
-    """Compile an entry point: a loop over independent tasks (`prange`) and what must follow it.
+    """Compile an entry point: a loop over workers (`prange`), who share independent tasks, and what must follow it.
 
     `reads` names the arrays that are only read.
     """

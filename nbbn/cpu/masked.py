@@ -12,6 +12,7 @@ from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.rows import box_moments
 from nbbn.cpu.scratch import greater, lesser, scratch_rows, zeros
+from nbbn.cpu.sharing import begin, end, next_task, shared, someone_was_late
 
 #: Values a buffer, and channels a task: 16 buffers of 512 float32 are 32 kB, and 16 channels side by side are
 #: one cache line, so that channels-last data is read once.
@@ -52,7 +53,7 @@ def group_moments(x, where, o0, o1, c0, c1, count, mean, m2):
 
 
 @kernel(reads=("x", "where"))
-def moments(x, where, count, mean, m2):
+def moments(workers, x, where, count, mean, m2):
     """count[c], mean[c], m2[c] over the elements of x where `where` is True; both 3-d, of any strides."""
     outer, channels, inner = x.shape
     groups = -(-channels // GROUP)
@@ -61,15 +62,24 @@ def moments(x, where, count, mean, m2):
     part_count = scratch_rows(chunks, channels, np.int64(0))
     part_mean = scratch_rows(chunks, channels, 0.0)
     part_m2 = scratch_rows(chunks, channels, 0.0)
-    for task in prange(chunks * groups):
-        k, g = divmod(np.int64(task), groups)
-        o0 = k * rows
-        o1 = lesser(o0 + rows, outer)
-        c0 = g * GROUP
-        c1 = lesser(c0 + GROUP, channels)
-        group_moments(x, where, o0, o1, c0, c1, part_count[k], part_mean[k], part_m2[k])
+    tasks = chunks * groups
+    taken = shared(workers)
+    for worker in prange(workers):
+        begin(taken)
+        while True:
+            task = next_task(taken, np.int64(worker), tasks)
+            if task < 0:
+                break
+            k, g = divmod(task, groups)
+            o0 = k * rows
+            o1 = lesser(o0 + rows, outer)
+            c0 = g * GROUP
+            c1 = lesser(c0 + GROUP, channels)
+            group_moments(x, where, o0, o1, c0, c1, part_count[k], part_mean[k], part_m2[k])
+        end(taken)
     for c in range(channels):
         count[c], mean[c], m2[c] = 0, 0.0, 0.0
         for k in range(chunks):
             part = (part_count[k, c], part_mean[k, c], part_m2[k, c])
             count[c], mean[c], m2[c] = merge(count[c], mean[c], m2[c], part[0], part[1], part[2])
+    return someone_was_late(taken)

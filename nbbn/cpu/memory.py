@@ -10,7 +10,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from nbbn.cpu.storage import from_memory, memory_type, sum_type, to_memory
+from nbbn.cpu.storage import (
+    apart,
+    apart_from_memory,
+    apart_to_memory,
+    from_memory,
+    is_apart,
+    memory_type,
+    to_memory,
+)
 from nbbn.cpu.vector import LANES, SHORT, Vector, splatted
 
 #: Bytes a cache line, and the alignment of non-temporal stores.
@@ -55,7 +63,7 @@ def run(typingctx, array, i, j, start, stop):
     return signature, codegen
 
 
-def _pointer(context, builder, kind, array, index, pointee):
+def pointer_to(context, builder, kind, array, index, pointee):
     """Where element number `index` of a contiguous 1-d array is, as a pointer to `pointee`."""
     data = context.make_array(kind)(context, builder, array).data
     base = builder.bitcast(data, memory_type(kind.dtype).as_pointer())
@@ -73,7 +81,7 @@ def _read(context, builder, signature, arguments, lanes, convert=True):
         return splatted(builder, arguments[0], lanes) if lanes else arguments[0]
     in_memory = memory_type(source.dtype)
     pointee = ir.VectorType(in_memory, lanes) if lanes else in_memory
-    pointer = _pointer(context, builder, source, arguments[0], arguments[1], pointee)
+    pointer = pointer_to(context, builder, source, arguments[0], arguments[1], pointee)
     value = builder.load(pointer, align=_itemsize(context, source))
     return from_memory(context, builder, source.dtype, value, like) if convert else value
 
@@ -92,6 +100,29 @@ def _reader(lanes):
 element = intrinsic(_reader(0))
 load = intrinsic(_reader(LANES))
 load_short = intrinsic(_reader(SHORT))
+
+
+def _reader_for(lanes):
+    def typing(typingctx, target, source, i, like):
+        def codegen(context, builder, signature, arguments):
+            to, kind = signature.args[:2]
+            reader, rest = signature.return_type(*signature.args[1:]), arguments[1:]
+            if not isinstance(kind, types.Array) or not is_apart(to.dtype, lanes):
+                return _read(context, builder, reader, rest, lanes)
+            if not is_apart(kind.dtype, lanes):
+                return apart(builder, _read(context, builder, reader, rest, lanes))
+            stored = _read(context, builder, reader, rest, lanes, convert=False)
+            return apart_from_memory(builder, stored, context.get_value_type(signature.return_type))
+
+        return (Vector(like, lanes) if lanes else like)(target, source, types.intp, like), codegen
+
+    return typing
+
+
+#: The same of what goes to `target`: in the order of places in which vectors are written there (`storage.is_apart`).
+element_for = intrinsic(_reader_for(0))
+load_short_for = intrinsic(_reader_for(SHORT))
+load_for = intrinsic(_reader_for(LANES))
 
 
 def _deviation(lanes):
@@ -143,13 +174,16 @@ def _write(non_temporal):
     def typing(typingctx, target, i, value):
         def codegen(context, builder, signature, arguments):
             kind = signature.args[0]
-            stored = to_memory(context, builder, kind.dtype, arguments[2])
+            if isinstance(value, Vector) and is_apart(kind.dtype, value.lanes):
+                stored = apart_to_memory(builder, arguments[2])
+            else:
+                stored = to_memory(context, builder, kind.dtype, arguments[2])
             size = _itemsize(context, kind)
             if non_temporal and isinstance(value, Vector):
                 size = min(value.lanes * size, LINE)  # what makes it one instruction: see `head`
             elif non_temporal:
                 stored = builder.bitcast(stored, ir.IntType(8 * size))  # scalars: an integer instruction has it
-            pointer = _pointer(context, builder, kind, arguments[0], arguments[1], stored.type)
+            pointer = pointer_to(context, builder, kind, arguments[0], arguments[1], stored.type)
             store = builder.store(stored, pointer, align=size)
             if non_temporal:
                 store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
@@ -160,57 +194,11 @@ def _write(non_temporal):
     return typing
 
 
-#: target[i] = value, or target[i : i + lanes] = value for a vector.
+#: target[i] = value, or target[i : i + lanes] = value for a vector (long ones as `load_for` reads them).
 store = intrinsic(_write(non_temporal=False))
 
 #: The same past the caches. A vector needs `target` at i aligned to its own size, or to a cache line: see `head`.
 stream = intrinsic(_write(non_temporal=True))
-
-
-@intrinsic
-def sum_origin(typingctx, array):
-    """0 of the type that deviations of this array add up in: see `storage.sum_type`."""
-    kind = sum_type(array.dtype)
-
-    def codegen(context, builder, signature, arguments):
-        return context.get_constant(kind, 0)
-
-    return kind(array), codegen
-
-
-@intrinsic
-def holds_integers(typingctx, array):
-    """Whether an array is of integers or booleans, known when compiled."""
-
-    def codegen(context, builder, signature, arguments):
-        return context.get_constant(types.boolean, isinstance(signature.args[0].dtype, types.Integer | types.Boolean))
-
-    return types.boolean(array), codegen
-
-
-@intrinsic
-def largest_origin(typingctx, array):
-    """The largest float64 that converts to the integers of an array; infinite where any will do."""
-    kind = array.dtype
-    long = isinstance(kind, types.Integer) and kind.bitwidth == 64
-
-    def codegen(context, builder, signature, arguments):
-        largest = (2.0**63 - 1024 if kind.signed else 2.0**64 - 2048) if long else float("inf")
-        return context.get_constant(types.float64, largest)
-
-    return types.float64(array), codegen
-
-
-@intrinsic
-def least_squares(typingctx, array):
-    """Below this a sum of squares (in the type of `sum_origin`) may have lost digits to denormals."""
-    kind = sum_type(array.dtype)
-
-    def codegen(context, builder, signature, arguments):
-        tiny = {types.float32: 2.0**-126, types.float64: 2.0**-1022}.get(kind, 0.0)
-        return context.get_constant(types.float64, tiny * 2.0**33)
-
-    return types.float64(array), codegen
 
 
 def _head(lanes):
@@ -218,7 +206,7 @@ def _head(lanes):
         def codegen(context, builder, signature, arguments):
             kind, size = signature.args[0], _itemsize(context, signature.args[0])
             address = builder.ptrtoint(
-                _pointer(context, builder, kind, arguments[0], arguments[1], ir.IntType(8)), arguments[1].type
+                pointer_to(context, builder, kind, arguments[0], arguments[1], ir.IntType(8)), arguments[1].type
             )
             boundary = min(lanes * size, LINE)
             before = builder.and_(builder.neg(address), address.type(boundary - 1))
@@ -232,57 +220,3 @@ def _head(lanes):
 #: How many elements from i on lie before the first place that is aligned for a long, or for a short, vector.
 head = intrinsic(_head(LANES))
 head_short = intrinsic(_head(SHORT))
-
-
-@intrinsic
-def address(typingctx, array):
-    """Where an array begins."""
-
-    def codegen(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.ptrtoint(data, ir.IntType(64))
-
-    return types.intp(array), codegen
-
-
-def _prefetch(context, builder, kind, array, index):
-    pointer = _pointer(context, builder, kind, array, index, ir.IntType(8))
-    signature = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
-    function = builder.module.declare_intrinsic("llvm.prefetch", (_BYTES,), signature)
-    builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])  # to read, into all caches, data
-
-
-@intrinsic
-def prefetch(typingctx, source, i):
-    """Ask for the cache line of source[i], which may lie beyond its end: nothing is read."""
-
-    def codegen(context, builder, signature, arguments):
-        _prefetch(context, builder, signature.args[0], *arguments)
-        return context.get_dummy_value()
-
-    return types.void(source, types.intp), codegen
-
-
-@intrinsic
-def prefetch_all(typingctx, sources, i):
-    """The same for every array of a tuple."""
-
-    def codegen(context, builder, signature, arguments):
-        for k, kind in enumerate(signature.args[0]):
-            _prefetch(context, builder, kind, builder.extract_value(arguments[0], k), arguments[1])
-        return context.get_dummy_value()
-
-    return types.void(sources, types.intp), codegen
-
-
-@intrinsic
-def fence(typingctx):
-    """Non-temporal stores so far are seen before what follows. Only x86 needs to be told."""
-
-    def codegen(context, builder, signature, arguments):
-        if builder.module.triple.startswith(("x86", "i686")):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.sfence"), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen

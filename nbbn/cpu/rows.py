@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import prange
 
-from nbbn.cpu.affine import normalize_add_row, normalize_row
+from nbbn.cpu.affine import normalize_add_row, normalize_row, rare_add_row, rare_row
 from nbbn.cpu.blocks import (
     BLOCK,
     CHUNK,
@@ -25,8 +25,11 @@ from nbbn.cpu.blocks import (
 from nbbn.cpu.channels import fill_coefficients, from_deviations
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
-from nbbn.cpu.memory import deviation, element, fence, least_squares, run, sum_origin
+from nbbn.cpu.kinds import least_squares, sum_origin
+from nbbn.cpu.lines import fence
+from nbbn.cpu.memory import deviation, element, run
 from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows, zeros
+from nbbn.cpu.sharing import begin, end, next_task, shared, someone_was_late
 
 #: Values, spread over a run, that the origin is the mean of: about an eighth of a standard deviation off.
 SAMPLE = 32
@@ -147,7 +150,7 @@ def parts(x, group):
 def part_moments(x, task, groups, group, part_mean, part_m2):
     """Moments of part number `task`, written to the row of its chunk."""
     outer, channels, inner = x.shape
-    k, g = divmod(np.int64(task), groups)
+    k, g = divmod(task, groups)
     o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
     c0 = g * group
     c1 = lesser(c0 + group, channels)
@@ -163,33 +166,49 @@ def merge_parts(x, part_mean, part_m2, mean, m2):
 
 
 @kernel(reads=("x",))
-def moments(x, group, mean, m2):
+def moments(workers, x, group, mean, m2):
     """mean[c], m2[c] of every channel; `group` of them are taken together."""
     chunks, groups = parts(x, group)
     part_mean = scratch_rows(chunks, x.shape[1], 0.0)
     part_m2 = scratch_rows(chunks, x.shape[1], 0.0)
-    for task in prange(chunks * groups):
-        part_moments(x, task, groups, group, part_mean, part_m2)
+    tasks = chunks * groups
+    taken = shared(workers)
+    for worker in prange(workers):
+        begin(taken)
+        while True:
+            task = next_task(taken, np.int64(worker), tasks)
+            if task < 0:
+                break
+            part_moments(x, task, groups, group, part_mean, part_m2)
+        end(taken)
     merge_parts(x, part_mean, part_m2, mean, m2)
+    return someone_was_late(taken)
 
 
 # --- normalization ------------------------------------------------------------------------------------------------
 
 
 @formula
-def normalize_part(x, addend, out, o, c, i0, i1, coefficients, k, floor, streaming):
-    """Part of one row, with column k of `coefficients` (mean, scale, shift) and in the arithmetic of `floor`."""
-    ready = coefficients[0, k], coefficients[1, k], coefficients[2, k]
+def normalize_part(x, addend, out, o, c, i0, i1, narrow, wide, narrow_serves, k, floor, streaming):
+    """Part of one row, with column k of the coefficients (mean, scale, shift) that serve it."""
     values = run(x, o, c, i0, i1)
     result = run(out, o, c, i0, i1)
-    if addend is None:
-        normalize_row(result, (values,), ready, floor, streaming)
+    if narrow_serves[k]:
+        ready = narrow[0, k], narrow[1, k], narrow[2, k]
+        if addend is None:
+            normalize_row(result, (values,), ready, floor, streaming)
+        else:
+            normalize_add_row(result, (values, run(addend, o, c, i0, i1)), ready, floor, streaming)
     else:
-        normalize_add_row(result, (values, run(addend, o, c, i0, i1)), ready, floor, streaming)
+        exact = wide[0, k], wide[1, k], wide[2, k]
+        if addend is None:
+            rare_row(result, (values,), exact, np.float64(floor))
+        else:
+            rare_add_row(result, (values, run(addend, o, c, i0, i1)), exact, np.float64(floor))
 
 
 @kernel(reads=("x", "addend", "wide", "narrow", "narrow_serves"))
-def normalize(x, addend, out, wide, narrow, narrow_serves, floor, streaming):
+def normalize(workers, x, addend, out, wide, narrow, narrow_serves, floor, streaming):
     """out = max((x - mean) * scale + shift + addend, floor); tasks are runs of memory, whatever the channel.
 
     `wide` and `narrow` hold mean, scale and shift of every channel in float64 and in the arithmetic of `floor`.
@@ -198,49 +217,62 @@ def normalize(x, addend, out, wide, narrow, narrow_serves, floor, streaming):
     pieces = -(-inner // CHUNK)
     group = greater(1, CHUNK // inner)
     groups = -(-(outer * channels) // group)
-    for task in prange(groups * pieces):
-        first, piece = divmod(np.int64(task), pieces)
-        i0 = piece * CHUNK
-        i1 = lesser(i0 + CHUNK, inner)
-        o, c = divmod(first * group, channels)
-        for _ in range(lesser(group, outer * channels - first * group)):
-            if narrow_serves[c]:
-                normalize_part(x, addend, out, o, c, i0, i1, narrow, c, floor, streaming)
-            else:
-                normalize_part(x, addend, out, o, c, i0, i1, wide, c, np.float64(floor), streaming)
-            c += 1
-            if c == channels:
-                c = 0
-                o += 1
+    tasks = groups * pieces
+    taken = shared(workers)
+    for worker in prange(workers):
+        begin(taken)
+        while True:
+            task = next_task(taken, np.int64(worker), tasks)
+            if task < 0:
+                break
+            first, piece = divmod(task, pieces)
+            i0 = piece * CHUNK
+            i1 = lesser(i0 + CHUNK, inner)
+            o, c = divmod(first * group, channels)
+            for _ in range(lesser(group, outer * channels - first * group)):
+                normalize_part(x, addend, out, o, c, i0, i1, narrow, wide, narrow_serves, c, floor, streaming)
+                c += 1
+                if c == channels:
+                    c = 0
+                    o += 1
         fence()
+        end(taken)
+    return someone_was_late(taken)
 
 
 @kernel(reads=("x", "addend", "weight", "bias"))
-def train_by_channel(x, addend, out, weight, bias, eps, floor, group, streaming, mean, m2):
+def train_by_channel(workers, x, addend, out, weight, bias, eps, floor, group, streaming, mean, m2):
     """Statistics, then normalize, `group` channels at a time: the second read finds them in cache."""
     outer, channels, inner = x.shape
     _, _, along_outer, along_inner = chunk_grid(outer, inner)
     chunks = along_outer * along_inner
-    for task in prange(-(-channels // group)):
-        c0 = np.int64(task) * group
-        size = lesser(group, channels - c0)
-        chunk_mean = scratch_rows(chunks, size, 0.0)
-        chunk_m2 = scratch_rows(chunks, size, 0.0)
-        for k in range(chunks):
-            o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-            box_moments(x, o0, o1, c0, c0 + size, i0, i1, chunk_mean[k], chunk_m2[k])
-        wide = scratch_rows(3, size, 0.0)
-        narrow = scratch_rows(3, size, floor)
-        narrow_serves = scratch(size, False)
-        for k in range(size):
-            c = c0 + k
-            mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[:, k], chunk_m2[:, k])
-            var = m2[c] / (outer * inner)
-            narrow_serves[k] = fill_coefficients(mean[c], var, weight, bias, c, eps, wide, narrow, k)
-        for o in range(outer - 1, -1, -1):  # backwards: the last rows are the ones still in cache
+    tasks = -(-channels // group)
+    taken = shared(workers)
+    for worker in prange(workers):
+        begin(taken)
+        while True:
+            task = next_task(taken, np.int64(worker), tasks)
+            if task < 0:
+                break
+            c0 = task * group
+            size = lesser(group, channels - c0)
+            chunk_mean = scratch_rows(chunks, size, 0.0)
+            chunk_m2 = scratch_rows(chunks, size, 0.0)
+            for k in range(chunks):
+                o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
+                box_moments(x, o0, o1, c0, c0 + size, i0, i1, chunk_mean[k], chunk_m2[k])
+            wide = scratch_rows(3, size, 0.0)
+            narrow = scratch_rows(3, size, floor)
+            narrow_serves = scratch(size, False)
             for k in range(size):
-                if narrow_serves[k]:
-                    normalize_part(x, addend, out, o, c0 + k, 0, inner, narrow, k, floor, streaming)
-                else:
-                    normalize_part(x, addend, out, o, c0 + k, 0, inner, wide, k, np.float64(floor), streaming)
+                c = c0 + k
+                mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[:, k], chunk_m2[:, k])
+                var = m2[c] / (outer * inner)
+                narrow_serves[k] = fill_coefficients(mean[c], var, weight, bias, c, eps, wide, narrow, k)
+            for o in range(outer - 1, -1, -1):  # backwards: the last rows are the ones still in cache
+                for k in range(size):
+                    c = c0 + k
+                    normalize_part(x, addend, out, o, c, 0, inner, narrow, wide, narrow_serves, k, floor, streaming)
         fence()
+        end(taken)
+    return someone_was_late(taken)

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.np import numpy_support
 
-from nbbn.cpu.vector import splatted
+from nbbn.cpu.vector import LANES, splatted
 
 #: The dtypes under which arrays of half precision are handed to kernels (`array.view(...)`).
 HALF = np.dtype([("float16", np.uint16)])
@@ -157,11 +157,60 @@ def float_to_half_bits(builder, value):
 
 def _bfloat16_of_float(context, builder, value):
     kind = value.type
+    rounded = builder.lshr(_rounded_to_bfloat16(builder, value), _constant(builder, kind, I32, 16))
+    return builder.trunc(rounded, _like(kind, I16))
+
+
+def _rounded_to_bfloat16(builder, value):
+    """Bits of float32 numbers whose upper halves are the nearest bfloat16 numbers (ties to even).
+
+    NaNs stay if they are quiet, as those are that come out of arithmetic: their upper half is one too.
+    """
+    kind = value.type
     number = lambda n: _constant(builder, kind, I32, n)  # noqa: E731
     bits = builder.bitcast(value, _like(kind, I32))
-    high = builder.lshr(bits, number(16))
-    odd = builder.and_(high, number(1))
-    rounded = builder.lshr(builder.add(builder.add(bits, number(0x7FFF)), odd), number(16))
+    odd = builder.and_(builder.lshr(bits, number(16)), number(1))
     not_a_number = builder.fcmp_unordered("uno", value, value)
-    result = builder.select(not_a_number, builder.or_(high, number(0x40)), rounded)  # quiet, and stays a NaN
-    return builder.trunc(result, _like(kind, I16))
+    return builder.add(bits, builder.select(not_a_number, number(0), builder.add(odd, number(0x7FFF))))
+
+
+# --- bfloat16, every other number apart -------------------------------------------------------------------------------
+#
+# A vector of bfloat16 numbers is two of float32 by a shift and a mask, if those at even places come first and those
+# at odd places follow; and back by as much. In order they would take four shuffles more, and their conversion would
+# cost more than the rest of normalization.
+
+
+def is_apart(dtype, lanes):
+    """Whether vectors that are written to memory of this dtype hold even places first, odd ones after them."""
+    return dtype == _BFLOAT16 and lanes == LANES
+
+
+def apart(builder, vector):
+    """A vector in order, with its even places first."""
+    return _shuffled(builder, vector, vector, [*range(0, LANES, 2), *range(1, LANES, 2)])
+
+
+def apart_from_memory(builder, value, wanted):
+    """A vector as read from memory of bfloat16 numbers, as float32 or float64 numbers (a vector type), apart."""
+    pairs = builder.bitcast(value, ir.VectorType(I32, LANES // 2))
+    even = builder.shl(pairs, _constant(builder, pairs.type, I32, 16))
+    odd = builder.and_(pairs, _constant(builder, pairs.type, I32, 0xFFFF0000))
+    even, odd = (builder.bitcast(half, ir.VectorType(F32, LANES // 2)) for half in (even, odd))
+    return _widened(builder, _shuffled(builder, even, odd, list(range(LANES))), wanted)
+
+
+def apart_to_memory(builder, value):
+    """A vector of float32 or float64 numbers, apart, rounded for memory of bfloat16 numbers."""
+    if value.type.element == F64:
+        value = builder.fptrunc(value, ir.VectorType(F32, LANES))
+    rounded = _rounded_to_bfloat16(builder, value)
+    even = _shuffled(builder, rounded, rounded, list(range(LANES // 2)))
+    odd = _shuffled(builder, rounded, rounded, list(range(LANES // 2, LANES)))
+    low = builder.lshr(even, _constant(builder, even.type, I32, 16))
+    high = builder.and_(odd, _constant(builder, odd.type, I32, 0xFFFF0000))
+    return builder.bitcast(builder.or_(low, high), ir.VectorType(I16, LANES))
+
+
+def _shuffled(builder, first, second, places):
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(places)), places))

@@ -12,17 +12,23 @@ from numba.core.compiler_lock import global_compiler_lock
 #: 4 us, to one that sleeps 50 to 400 us on a virtual machine; one core normalizes this many float32 in about 100 us.
 PARALLEL_FROM = 262_144
 
-#: How often an idle OpenMP thread looks for work before it sleeps (about 50 us). GNU OpenMP's own 300,000 keep a
+#: How often an idle OpenMP thread looks for work before it sleeps (about 150 us). GNU OpenMP's own 300,000 keep a
 #: thread awake for milliseconds: two of them on one core, or any other busy process, and a call costs a whole
-#: scheduler slice. Measured on 2 cores, (1, 64, 56, 56) evaluation: 8.0 ms with the default, 0.1 to 0.3 ms with
-#: 3,000 whether another process is busy or not; from 0 to 1,000 large calls lose up to a half on a quiet machine.
-SPINS = 3000
+#: scheduler slice. Measured on 2 cores, (1, 64, 56, 56) evaluation: 8.0 ms with the default beside a busy process, 0.6
+#: with 10,000, 0.3 with 3,000; but with 3,000 on a quiet machine calls of (32, 64, 28, 28) take 140 or 460 us.
+SPINS = 10_000
+
+#: Most calls in a row that are run on one thread because the others came late.
+LONGEST_PAUSE = 256
 
 _chosen: int | None = None
 _layer: str | None = None  # Numba's threading layer, once it is started
 _forked = False  # whether this process is a fork in which the threading layer does not work
 _pretended: bool | None = None  # see `pretend`
 _forks_in_main = True  # whether the last fork was made by the main thread
+_alone = 0  # how many calls are still to be run on one thread, if they are for at most `_too_little` values
+_too_little = 0
+_pause = 1  # how many there were the last time
 _running = 0  # parallel kernels under TBB now, more or less: counting them takes no lock
 _starting = threading.RLock()
 _turn = threading.RLock()
@@ -69,11 +75,29 @@ def _limit(n: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
-def worth_it(size: int) -> bool:
-    """Whether a second thread pays for this many values, and is there."""
+def worth(size: int) -> int:
+    """How many threads pay for this many values, and are there."""
+    global _alone
     if _pretended is not None:
-        return _pretended
-    return size >= PARALLEL_FROM and not _forked and get_num_threads() > 1
+        return 2 if _pretended else 1
+    if size < PARALLEL_FROM or _forked:
+        return 1
+    if _alone and size <= _too_little:
+        _alone -= 1
+        return 1
+    return get_num_threads()
+
+
+def note(late: bool, size: int) -> None:
+    """Remember whether a thread came when all was done: for so little work, do not wait for it in the next calls."""
+    global _alone, _pause, _too_little
+    if _pretended is not None:
+        return
+    if late:
+        _pause = min(2 * _pause, LONGEST_PAUSE)
+        _alone, _too_little = _pause, size
+    else:
+        _pause = 1
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from nbbn.cuda.storage import WIDEST
 from nbbn.cuda.workspace import queue_of, read_skipped, workspace
 
 name = "cuda"
-small = None  # a launch costs more than the checks of the long way
+plain = None  # a launch costs more than the checks of the long way
 
 
 def moments(x, where, count, mean, m2):

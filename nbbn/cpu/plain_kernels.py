@@ -1,4 +1,4 @@
-"""Serial kernels for small contiguous arrays that check memory themselves: see `nbbn.cpu.small`.
+"""Serial kernels that look at memory and prepare channels, or do all there is to do: see `nbbn.cpu.plain`.
 
 Parameters that are absent are empty arrays.
 """
@@ -10,6 +10,7 @@ from nbbn.cpu.affine import normalize_row
 from nbbn.cpu.channels import (
     channel_scale,
     channel_shift,
+    fill_coefficients,
     fill_narrow,
     gradient_fits,
     inverse_std,
@@ -17,7 +18,8 @@ from nbbn.cpu.channels import (
     variance_formula,
 )
 from nbbn.cpu.jit import formula, serial_kernel
-from nbbn.cpu.memory import address, run
+from nbbn.cpu.memory import run
+from nbbn.cpu.overlap import disjoint, same_place
 from nbbn.cpu.scratch import greater, lesser, scratch_rows
 from nbbn.cpu.tiles import expand
 
@@ -28,39 +30,43 @@ SMALL_TILE = 256
 
 
 @formula
-def disjoint(a, b):
-    """Whether two contiguous arrays share no memory."""
-    a0, b0 = address(a), address(b)
-    return a0 + a.size * a.itemsize <= b0 or b0 + b.size * b.itemsize <= a0
+def is_result(out, x):
+    """Whether `out` is `x` or memory of its own."""
+    return same_place(out, x) or disjoint(out, x)
 
 
 @formula
-def fits(x, out, mean, var, weight, bias):
-    """Whether there is a value per channel everywhere and `out` is `x` or memory of its own."""
-    size = x.shape[1]
-    if mean.size != size or var.size != size:
-        return False
-    if (weight.size != size and weight.size) or (bias.size != size and bias.size):
-        return False
-    if address(out) != address(x) and not disjoint(out, x):
-        return False
-    return disjoint(out, mean) and disjoint(out, var) and disjoint(out, weight) and disjoint(out, bias)
+def is_parameter(values, size, out):
+    """Whether there are `size` values, or none, in memory apart from `out`."""
+    return (values.size == size or not values.size) and disjoint(out, values)
 
 
 @formula
-def alone(running, x, out, weight, bias):
-    """Whether a running array has a value per channel and shares no memory with anything else."""
-    if running.size != x.shape[1]:
+def fits(x, out, size, mean, var, weight, bias):
+    """Whether there are `size` values of every parameter and `out` is `x` or memory of its own."""
+    if mean.size != size or var.size != size or not is_result(out, x):
+        return False
+    if not disjoint(out, mean) or not disjoint(out, var):
+        return False
+    return is_parameter(weight, size, out) and is_parameter(bias, size, out)
+
+
+@formula
+def alone(running, x, out, size, weight, bias):
+    """Whether a running array has `size` values and shares no memory with anything else."""
+    if running.size != size:
         return False
     return disjoint(running, x) and disjoint(running, out) and disjoint(running, weight) and disjoint(running, bias)
 
 
 @formula
-def may_update(running_mean, running_var, x, out, weight, bias):
-    """Whether the running arrays, if there are any, are good to be written."""
+def fits_training(x, out, size, running_mean, running_var, weight, bias):
+    """The same for training: the running arrays, if there are any, are good to be written."""
+    if not is_result(out, x) or not is_parameter(weight, size, out) or not is_parameter(bias, size, out):
+        return False
     if not running_mean.size and not running_var.size:
         return True
-    if not alone(running_mean, x, out, weight, bias) or not alone(running_var, x, out, weight, bias):
+    if not alone(running_mean, x, out, size, weight, bias) or not alone(running_var, x, out, size, weight, bias):
         return False
     return disjoint(running_mean, running_var)
 
@@ -105,11 +111,26 @@ def write_columns(x, out, narrow):
         normalize_row(run(out, o, 0, 0, size), (run(x, o, 0, 0, size),), ready, floor, False)
 
 
+@serial_kernel(reads=("x", "out", "mean", "var", "weight", "bias"))
+def prepare_normalize(x, out, mean, var, weight, bias, eps, wide, narrow, narrow_serves):
+    """What `channels.coefficients` fills and returns, after whether memory `fits`; `x` and `out` as bytes."""
+    if not fits(x, out, wide.shape[1], mean, var, weight, bias):
+        return False, False
+    all_served = True
+    for c in range(mean.size):
+        kinds = np.float64(mean[c]), np.float64(var[c])
+        narrow_serves[c] = fill_coefficients(*kinds, weight, bias, c, eps, wide, narrow, c)
+        all_served &= narrow_serves[c]
+    return True, all_served
+
+
 @serial_kernel(reads=("x", "mean", "var", "weight", "bias"))
 def normalize_rows(x, out, mean, var, weight, bias, eps):
     """out = (x - mean) / sqrt(var + eps) * weight + bias, by rows; or False."""
     narrow = scratch_rows(3, x.shape[1], x.dtype.type(0))
-    if not fits(x, out, mean, var, weight, bias) or not coefficients_serve(mean, var, weight, bias, eps, narrow):
+    if not fits(x, out, x.shape[1], mean, var, weight, bias) or not coefficients_serve(
+        mean, var, weight, bias, eps, narrow
+    ):
         return False
     write_rows(x, out, narrow)
     return True
@@ -119,7 +140,9 @@ def normalize_rows(x, out, mean, var, weight, bias, eps):
 def normalize_columns(x, out, mean, var, weight, bias, eps):
     """The same by columns."""
     narrow = scratch_rows(3, x.shape[1], x.dtype.type(0))
-    if not fits(x, out, mean, var, weight, bias) or not coefficients_serve(mean, var, weight, bias, eps, narrow):
+    if not fits(x, out, x.shape[1], mean, var, weight, bias) or not coefficients_serve(
+        mean, var, weight, bias, eps, narrow
+    ):
         return False
     write_columns(x, out, narrow)
     return True
@@ -144,10 +167,22 @@ def update(running_mean, running_var, mean, var, momentum):
         move(running_mean, running_var, c, mean[c], var[c], momentum)
 
 
+@serial_kernel(reads=("x", "out", "weight", "bias"))
+def prepare_training(x, out, size, running_mean, running_var, weight, bias, parameters):
+    """Whether memory fits; if so, weight and bias in float64 as the rows of `parameters`. `x` and `out` as bytes."""
+    if not fits_training(x, out, size, running_mean, running_var, weight, bias):
+        return False
+    for c in range(weight.size):
+        parameters[0, c] = weight[c]
+    for c in range(bias.size):
+        parameters[1, c] = bias[c]
+    return True
+
+
 @serial_kernel(reads=("x", "weight", "bias"))
 def train_rows(x, out, running_mean, running_var, weight, bias, eps, momentum, ddof, count, mean, m2):
     """Statistics, normalization with them, moving averages, by rows; or False."""
-    if not fits(x, out, mean, m2, weight, bias) or not may_update(running_mean, running_var, x, out, weight, bias):
+    if not fits_training(x, out, x.shape[1], running_mean, running_var, weight, bias):
         return False
     chunks, groups = rows.parts(x, 1)
     part_mean = scratch_rows(chunks, x.shape[1], 0.0)
@@ -167,7 +202,7 @@ def train_rows(x, out, running_mean, running_var, weight, bias, eps, momentum, d
 @serial_kernel(reads=("x", "weight", "bias"))
 def train_columns(x, out, running_mean, running_var, weight, bias, eps, momentum, ddof, fold, tile, count, mean, m2):
     """The same by columns."""
-    if not fits(x, out, mean, m2, weight, bias) or not may_update(running_mean, running_var, x, out, weight, bias):
+    if not fits_training(x, out, x.shape[1], running_mean, running_var, weight, bias):
         return False
     chunks, tiles = columns.parts(x, fold, tile)
     part_mean = scratch_rows(chunks, x.shape[1], 0.0)
@@ -187,15 +222,14 @@ def train_columns(x, out, running_mean, running_var, weight, bias, eps, momentum
 # --- backward ---------------------------------------------------------------------------------------------------------
 
 
-@serial_kernel(reads=("gradients", "x", "mean", "var", "weight", "out"))
-def prepare_backward(gradients, x, mean, var, weight, eps, out, wide_mean, inv_std, scale, high):
+@serial_kernel(reads=("gradients", "x", "out", "mean", "var", "weight"))
+def prepare_backward(gradients, x, out, mean, var, weight, eps, wide_mean, high, inv_std, scale):
     """Fill mean, 1 / sqrt(var + eps) and weight of every channel, and the high part of the mean.
 
-    False if memory or numbers do not fit, or some channel needs float64.
+    False if memory does not fit, or some channel needs wider arithmetic than that of `high`. `gradients`, `x` and
+    `out` as bytes.
     """
-    if not fits(x, out, mean, var, weight, weight):
-        return False
-    if address(out) != address(gradients) and not disjoint(out, gradients):
+    if not fits(x, out, high.size, mean, var, weight, weight) or not is_result(out, gradients):
         return False
     served = True
     for c in range(mean.size):

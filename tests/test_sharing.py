@@ -1,0 +1,151 @@
+"""Threads share tasks: every task once, whoever comes late; and who comes late is not waited for."""
+
+import threading
+
+import numpy as np
+import pytest
+from numba import njit
+
+import nbbn
+from nbbn.cpu import sharing, threads
+
+shared, begin, next_task, end, someone_was_late = (
+    sharing.shared, sharing.begin, sharing.next_task, sharing.end, sharing.someone_was_late,
+)  # fmt: skip
+
+
+@njit(nogil=True)
+def nothing_taken(workers):
+    return shared(workers)
+
+
+@njit(nogil=True)
+def take(taken, worker, tasks):
+    return next_task(taken, worker, tasks)
+
+
+@njit(nogil=True)
+def arrive(taken):
+    begin(taken)
+
+
+@njit(nogil=True)
+def leave(taken):
+    end(taken)
+
+
+@njit(nogil=True)
+def late(taken):
+    return someone_was_late(taken)
+
+
+@njit(nogil=True)
+def work(taken, worker, tasks, done):
+    begin(taken)
+    while True:
+        task = next_task(taken, worker, tasks)
+        if task < 0:
+            break
+        done[task, worker] += 1
+    end(taken)
+
+
+def all_of(taken, worker, tasks):
+    numbers = []
+    while (number := take(taken, worker, tasks)) >= 0:
+        numbers.append(number)
+    return numbers
+
+
+@pytest.mark.parametrize(("workers", "tasks"), [(1, 5), (2, 7), (3, 2), (4, 0), (5, 64)])
+def test_a_worker_alone_does_all_beginning_with_its_own(workers, tasks):
+    for worker in range(workers):
+        numbers = all_of(nothing_taken(workers), worker, tasks)
+        assert sorted(numbers) == list(range(tasks))
+        own = range(tasks * worker // workers, tasks * (worker + 1) // workers)
+        assert numbers[: len(own)] == list(own)
+
+
+def test_who_comes_late_goes_on_where_the_others_are():
+    taken = nothing_taken(2)
+    assert [take(taken, 0, 8) for _ in range(6)] == [0, 1, 2, 3, 4, 5]
+    assert all_of(taken, 1, 8) == [6, 7]
+    assert all_of(taken, 0, 8) == []
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_every_task_is_done_once_by_threads_at_once(workers):
+    tasks = 20_000
+    for _ in range(5):
+        taken, done = nothing_taken(workers), np.zeros((tasks, workers), np.int64)
+        crew = [threading.Thread(target=work, args=(taken, k, tasks, done)) for k in range(workers)]
+        for thread in crew:
+            thread.start()
+        for thread in crew:
+            thread.join()
+        assert (done.sum(1) == 1).all()
+
+
+def test_late_is_who_begins_when_another_has_ended():
+    taken = nothing_taken(2)
+    arrive(taken)
+    arrive(taken)
+    leave(taken)
+    leave(taken)
+    assert not late(taken)
+    taken = nothing_taken(2)
+    arrive(taken)
+    leave(taken)
+    arrive(taken)
+    leave(taken)
+    assert late(taken)
+    taken = nothing_taken(1)
+    arrive(taken)
+    leave(taken)
+    assert not late(taken)
+
+
+@pytest.fixture
+def undecided(monkeypatch):
+    """As in a new process with two threads; what the test notes is forgotten after it."""
+    monkeypatch.setattr(threads, "_alone", 0)
+    monkeypatch.setattr(threads, "_too_little", 0)
+    monkeypatch.setattr(threads, "_pause", 1)
+    monkeypatch.setattr(threads, "_forked", False)
+    monkeypatch.setattr(threads, "_chosen", 2)
+
+
+def test_threads_that_come_late_are_left_alone_for_a_while_that_grows(undecided):
+    size = threads.PARALLEL_FROM
+    for pause in (2, 4, 8):
+        assert threads.worth(size) == 2
+        threads.note(True, size)
+        assert [threads.worth(size) for _ in range(pause)] == [1] * pause
+    assert threads.worth(size) == 2
+    threads.note(False, size)
+    assert threads.worth(size) == 2
+    threads.note(True, size)
+    assert [threads.worth(size) for _ in range(3)] == [1, 1, 2]
+
+
+def test_the_pause_has_an_end(undecided):
+    size = threads.PARALLEL_FROM
+    for _ in range(20):
+        threads.note(True, size)
+    assert sum(threads.worth(size) == 1 for _ in range(10_000)) == threads.LONGEST_PAUSE
+
+
+def test_more_work_is_shared_meanwhile(undecided):
+    size = threads.PARALLEL_FROM
+    threads.note(True, 2 * size)
+    assert threads.worth(2 * size) == 1
+    assert threads.worth(2 * size + 1) == 2
+
+
+def test_results_do_not_depend_on_who_comes_late(undecided):
+    x = np.random.default_rng(0).standard_normal((2, 64, 64, 64)).astype(np.float32)
+    together = nbbn.batch_norm(x, training=True, return_stats=True)
+    threads.note(True, x.size)
+    alone = nbbn.batch_norm(x, training=True, return_stats=True)
+    assert (together[0] == alone[0]).all()
+    assert (together[1] == alone[1]).all()
