@@ -233,8 +233,9 @@ def test_output_that_cannot_be_written(tmp_path, capsys, monkeypatch):
 
 
 ENDLESS = """
-import sys, time
+import signal, sys, time
 from nbbn.files import normalized
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def pieces(*arguments):
     print("writing", flush=True)
     time.sleep(60)

@@ -194,6 +194,7 @@ def test_what_a_dtype_cannot_hold():
 def test_what_float64_cannot_hold():
     """The arithmetic itself is beyond float64: refused as well, and NumPy's settings for errors change nothing."""
     w, b, mean, var, eps, weight, bias = case(dtype=np.float64)
+    small = w * 1e-310, b, mean * 1e-310, var, eps, weight * 1e-3, bias
     for settings in ("warn", "raise"):
         with np.errstate(all=settings):
             for large in (
@@ -207,7 +208,7 @@ def test_what_float64_cannot_hold():
                 ):
                     nbbn.fuse_conv_bn_weights(*given)
                 assert np.isinf(nbbn.folding_error(*given, dtype=np.float32).error).any()
-            nbbn.fuse_conv_bn_weights(w * 1e-310, b, mean * 1e-310, var, eps, weight * 1e-3, bias)
+            nbbn.fuse_conv_bn_weights(*small)
 
 
 # --- the warning ----------------------------------------------------------------------------------------------------
