@@ -99,10 +99,15 @@ def _add_file_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         help="write (x - mean) / sqrt(var + eps) of a .npy or .npz array, block by block",
         description="Write (x - mean) / sqrt(var + eps), per channel, as .npy: in the dtype of the file, float32 for "
         "integers. The file is read twice, once with --stats; memory use does not depend on its size.",
-        epilog="Exit code: 0; 1 if a file could not be read or written: nothing is left behind then.",
+        epilog="Exit code: 0; 1 if a file could not be read or written: nothing is left behind then; 2 if nothing was "
+        "tried.",
     )
     normalize.add_argument("file", type=Path, metavar="FILE", help=".npy, or .npz with one array")
-    normalize.add_argument("-o", "--output", type=_npy, required=True, metavar="OUT.npy", help="overwritten when done")
+    target = normalize.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "-o", "--output", type=_npy, metavar="OUT.npy", help="overwritten when done; another file than FILE"
+    )
+    target.add_argument("--in-place", action="store_true", help="replace FILE, a .npy, when done")
     _add_array_options(normalize)
     normalize.add_argument("--eps", type=_eps, default=1e-5, help="added to the variance, >= 0 (default: %(default)s)")
     normalize.add_argument(
@@ -125,6 +130,15 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _normalize(options: argparse.Namespace) -> int:
+    if options.in_place:
+        if options.file.suffix != ".npy":
+            options.parser.error(f"argument --in-place: expected FILE to be a .npy, got {options.file}; say -o OUT.npy")
+        options.output = options.file.resolve()  # a link stays a link
+    elif options.output.exists() and options.file.exists() and options.output.samefile(options.file):
+        options.parser.error(
+            f"argument -o/--output: expected another file than FILE, got the same, {options.output}; "
+            "--in-place replaces it"
+        )
     from nbbn.files import commands
 
     return commands.normalize(options)

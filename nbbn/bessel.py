@@ -86,5 +86,7 @@ def population_to_sample_var(var: Array, n: int) -> Array:
 
 def _scaled(var: Array, numerator: int, denominator: int) -> Array:
     values = checks.floats("var", numpy_array("var", var))
-    scaled: Array = returned(np.asarray(values * np.float64(numerator / denominator), values.dtype), None, var)
-    return scaled
+    with np.errstate(all="ignore"):
+        scaled = np.asarray(values * np.float64(numerator / denominator), values.dtype)
+    result: Array = returned(scaled, None, var)
+    return result

@@ -147,7 +147,7 @@ class Drift:
         )
 
     def _table(self) -> list[str]:
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             ratio = np.exp(self.log_var_ratio)
         lines = [f"{'channel':>7}{'z':>10}{'var ratio':>11}{'kl':>10}{'output error':>14}{'p mean':>10}{'p var':>10}"]
         for c in self.worst(_ROWS):
@@ -263,8 +263,9 @@ def drift(
     count = checks.effective_count(effective_count, stats.count)
     if running_count is not None:
         worth = checks.positive("running_count", running_count)
-        count = count / (1 + count / worth)
     with np.errstate(all="ignore"):  # what is not finite is reported, not warned about
+        if running_count is not None:
+            count = count / (1 + count / worth)
         batch_var = stats.var()
         delta = np.where(stats.count > 0, stats.mean - mean, np.nan)
         z = _ratio(delta, np.sqrt(var), 0.0)
@@ -272,15 +273,17 @@ def drift(
         log_ratio = np.log(ratio)
         kl = 0.5 * (np.where((ratio > 0) & (ratio < np.inf), ratio - 1 - log_ratio, np.inf) + z * z)
         error = _output_error(delta, batch_var, var, eps)
+        if scale is not None:
+            error = error * np.abs(scale)
         p_mean, p_var = mean_p_value(z, count), variance_p_value(ratio, count)
+        moved = _holds_below(level, p_mean, p_var)
     kl[np.isnan(ratio)] = np.nan
-    moved = _holds_below(level, p_mean, p_var)
     unknown = ~(np.isfinite(delta) & np.isfinite(batch_var) & np.isfinite(mean) & np.isfinite(var)) & (stats.count > 0)
     fields = (
         z,
         log_ratio,
         kl,
-        error if scale is None else error * np.abs(scale),
+        error,
         p_mean,
         p_var,
         moved | unknown,

@@ -56,16 +56,21 @@ class Folding:
         _usable(mean, var, eps)
         _fits(name, w, channels, transpose)
         rows = _as_rows(w.astype(np.float64), channels, transpose)
-        std = np.sqrt(var + eps)
-        scale = weight / std
+        for parameter, values in (("weight", weight), ("bias", bias), (f"{name}_w", rows), (f"{name}_b", b)):
+            _finite(parameter, values)
+        with np.errstate(all="ignore"):  # what grows too large is refused by `rounded`, and an infinite `error`
+            std = np.sqrt(var + eps)
+            scale = weight / std
+            fused_rows, fused_bias = rows * scale[:, None], (b - mean) * scale + bias
+            mean_over_std, output_square = np.abs(mean - b) / std, var + (mean - b) ** 2
         return cls(
             name=name,
             rows=rows,
-            fused_rows=rows * scale[:, None],
-            fused_bias=(b - mean) * scale + bias,
-            mean_over_std=np.abs(mean - b) / std,
+            fused_rows=fused_rows,
+            fused_bias=fused_bias,
+            mean_over_std=mean_over_std,
             vanishing=var < eps,
-            output_square=var + (mean - b) ** 2,
+            output_square=output_square,
             inputs_per_group=w.shape[0] * w.shape[1] // channels if transpose else w.shape[1],
             shape=w.shape,
             transpose=transpose,
@@ -77,7 +82,7 @@ class Folding:
         """The folded weight, in the shape it came in, or bias; refused where `dtype` cannot hold it."""
         values = self.fused_rows if what == "weight" else self.fused_bias[:, None]
         result = _round(values, dtype)
-        lost = (np.isfinite(values) & ~np.isfinite(result.astype(np.float64))).any(axis=1)
+        lost = ~np.isfinite(result.astype(np.float64)).all(axis=1)
         if lost.any():
             c = int(np.argmax(lost))
             raise ValueError(
@@ -131,7 +136,7 @@ class Folding:
 
 
 def _round(values: Array, dtype: np.dtype[Any]) -> Array:
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):
         return values.astype(dtype)
 
 
@@ -148,7 +153,18 @@ def _values(name: str, value: Any, channels: int | None) -> Array:
     if array.ndim != 1 or channels not in (None, array.size):
         number = "one value per channel" if channels is None else f"{channels} values, one per channel"
         raise ValueError(f"{name}: expected {number}, as in running_mean, got shape {array.shape}")
+    if not array.size:
+        raise ValueError(f"{name}: expected at least one channel, got shape {array.shape}")
     return array.astype(np.float64)
+
+
+def _finite(name: str, values: Array) -> None:
+    """Of rows, or single values, for each channel."""
+    fine = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if not fine.all():
+        c = int(np.argmin(fine))
+        found = np.ravel(values[c])
+        raise ValueError(f"{name}: expected finite values, got {found[~np.isfinite(found)][0]} in channel {c}")
 
 
 def _usable(mean: Array, var: Array, eps: float) -> None:

@@ -178,7 +178,8 @@ def check_running_stats(
         }
     masks = broken | {problem: mask & usable for problem, mask in suspect.items()}
     found = [(int(c), problem) for problem, mask in masks.items() for c in np.flatnonzero(mask)]
-    findings = [Finding(c, problem, _value(c, problem, mean, var, stats)) for c, problem in sorted(found, key=_channel)]
+    with np.errstate(all="ignore"):
+        findings = [Finding(c, name, _value(c, name, mean, var, stats)) for c, name in sorted(found, key=_channel)]
     return RunningStatsReport(mean.size, tuple(findings))
 
 

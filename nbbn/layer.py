@@ -288,7 +288,12 @@ class BatchNorm(RunningStatistics):
             If `x` has not C channels, or training sees only one value per channel.
         FloatingPointError
             With ``nonfinite="raise"``; nothing has changed then.
+
+        Notes
+        -----
+        After a call that raises, whatever it raises, there is nothing for `backward` to differentiate.
         """
+        self._forward = None  # of a call that raises, `backward` shall not give the gradients of the one before
         view = checks.data("x", x)
         channel = checks.channel_axis(view, self.axis)
         checks.number_of_channels(view, channel, self.num_features)
@@ -355,7 +360,7 @@ class BatchNorm(RunningStatistics):
         Raises
         ------
         RuntimeError
-            If there was no forward call.
+            If there was no forward call, or the last one raised (a batch that ``nonfinite="raise"`` refused).
         TypeError, ValueError
             If `grad_out` is not an array of the right shape.
 
@@ -373,9 +378,11 @@ class BatchNorm(RunningStatistics):
         >>> bn.grad_bias
         array([2., 2.], dtype=float32)
         """
-        if self._forward is None:
-            raise RuntimeError("backward: expected a forward call before, got none; call the layer on an input first")
         last = self._forward
+        if last is None:
+            raise RuntimeError(
+                "backward: expected a forward call before that did not raise, got none; call the layer on an input"
+            )
         grad_x, grad_weight, grad_bias = batch_norm_backward(
             grad_out, last.x, last.mean, last.var, self.weight, eps=self.eps, axis=self.axis, training=last.training
         )

@@ -119,5 +119,5 @@ def backward(
             fill(gradient, 0.0)
     if on_device(x):
         return grad_x, grad_weight, grad_bias
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return grad_x, grad_weight.astype(dtype), grad_bias.astype(dtype)

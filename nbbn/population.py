@@ -41,7 +41,7 @@ class Population:
             raise ValueError(
                 f"batches: expected at least one value per channel, got none{which} in {self.batches} batches"
             )
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             mean, var = self.stats.mean.astype(dtype), self.stats.var().astype(dtype)
         if finite and not (np.isfinite(mean).all() and np.isfinite(var).all()):  # the variance of nothing is NaN
             bad = ~(np.isfinite(mean) & np.isfinite(var))

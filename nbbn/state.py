@@ -112,7 +112,7 @@ def per_channel(name: str, value: Array, array: Array) -> Array:
         raise ValueError(
             f"state_dict[{name!r}]: expected {array.size} values (shape {array.shape}), got shape {value.shape}"
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         stored = value.astype(array.dtype)
     if (np.isinf(stored) & ~np.isinf(value)).any():
         raise ValueError(

@@ -220,7 +220,7 @@ def nonfinite_channels(stats: Moments, update: RunningUpdate | None) -> BoolArra
 def _as_stored(stats: Moments, update: RunningUpdate | None) -> tuple[Array, Array]:
     if update is None:
         return stats.mean, stats.var()
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return stats.mean.astype(update.running_mean.dtype), stats.var(update.ddof).astype(update.running_var.dtype)
 
 

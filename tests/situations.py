@@ -1,14 +1,16 @@
 """Situations in which threads and processes meet, and what becomes of them: nbbn, or a plain Numba kernel.
 
-`python situations.py` runs them all, each in a process of its own, and prints the table in `test_processes`.
-`python situations.py LAYER SUBJECT NAME...` runs some in this one, and prints a line for each that ended well.
+`python tests/situations.py` runs them all, each in a process of its own, and writes what became of them to
+`situations.json` and the table in the README. For all of it, TBB must be installed (`pip install tbb`).
+`python tests/situations.py LAYER SUBJECT NAME...` runs some in this one, and prints a line for each that ended well.
 """
 
 import contextlib
-import ctypes
 import itertools
+import json
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -21,7 +23,10 @@ from pathlib import Path
 import numpy as np
 
 LAYERS = ("omp", "tbb", "workqueue")
-PATIENCE = 120  # seconds, after which something hangs
+PATIENCE = 300  # seconds, after which something hangs; whoever measures on this machine may stop us for a minute
+
+RESULTS_FILE = Path(__file__).with_name("situations.json")
+README = Path(__file__).parents[1] / "README.md"
 
 X = np.arange(600_000, dtype=np.float32).reshape(-1, 2) % 7  # enough for two threads
 
@@ -70,23 +75,28 @@ def all_right(expected, times=1):
 
 
 def in_threads(number, function):
-    """Whether `function`, called at once by so many threads, says True in each."""
-    answers, barrier = [], threading.Barrier(number)
+    """Whether `function`, called at once by so many threads, says True in each; what it raises is raised."""
+    answers, errors, barrier = [], [], threading.Barrier(number)
 
     def work():
         barrier.wait()
-        answers.append(function())
+        try:
+            answers.append(function())
+        except Exception as error:
+            errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(number)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if errors:
+        raise errors[0]
     return answers == [True] * number
 
 
 def in_fork(function):
-    """Whether `function` says True in a forked child, which has a minute."""
+    """Whether `function` says True in a forked child, which has half of our patience."""
     child = os.fork()
     if not child:
         code = 1
@@ -274,6 +284,18 @@ def fork_while_compiling():
         return all_of(right)
 
 
+def fork_while_asking():
+    """os.fork while other threads ask for the number of threads, 100 times; the child asks too"""
+    expected = results()
+    if results is numba_results:
+        from numba import get_num_threads
+    else:
+        from nbbn import get_num_threads
+    with Busy(2, lambda: get_num_threads() > 0):
+        right = all_of([in_fork(lambda: get_num_threads() > 0) for _ in range(100)])
+    return right and all_right(expected)
+
+
 def fork_while_training():
     """os.fork while other threads train a layer, 40 times; the child trains it on"""
     import nbbn
@@ -309,8 +331,8 @@ def exit_while_busy():
 IN_THREADS = {f.__name__: f for f in (many_threads, threads_that_choose, one_layer)}
 IN_FORKS = {
     f.__name__: f
-    for f in (fork_before, fork_pool, fork_in_thread, fork_twice, fork_while_busy, fork_while_compiling,
-              fork_while_training)
+    for f in (fork_before, fork_pool, fork_in_thread, fork_twice, fork_while_busy, fork_while_asking,
+              fork_while_compiling, fork_while_training)
 }  # fmt: skip
 IN_OTHERS = {f.__name__: f for f in (forkserver_pool, spawn_pool, exit_while_busy)}
 SITUATIONS = IN_THREADS | IN_FORKS | IN_OTHERS
@@ -323,6 +345,9 @@ def outcome(layer, subject, *names, timeout=PATIENCE, **environment):
     """What became of these situations in a new process: "correct", or the first thing that went wrong."""
     command = [sys.executable, __file__, layer, subject, *names]
     options = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2", **environment}
+    if layer == "tbb":  # where pip installs it, Numba does not find it inside a virtual environment
+        found = [str(Path(sys.prefix, "lib")), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        options["LD_LIBRARY_PATH"] = os.pathsep.join(found)
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         # a group of its own: what hangs is ended with all its children; files, not pipes, which orphans keep open
         process = subprocess.Popen(
@@ -341,22 +366,19 @@ def outcome(layer, subject, *names, timeout=PATIENCE, **environment):
         out, err = printed.read(), errors.read()
     if late:
         return f"hangs ({sum(name in out.split() for name in names)} of {len(names)} done)"
-    if "No threading layer could be loaded" in err or "no tbb" in err:
+    if "No threading layer could be loaded" in err:
         return "not installed"
     if process.returncode < 0:
         return f"killed by {signal.Signals(-process.returncode).name}"
     if process.returncode or [word for word in out.split() if word in names] != list(names):
-        return (err.strip().splitlines() or [f"ended with {process.returncode}"])[-1]
+        return (err.strip().splitlines() or [f"ended with {process.returncode}"])[-1].removeprefix(
+            "ChildProcessError: "
+        )
     return "correct"
 
 
 def run(layer, subject, names):
     global results, RESULTS_NAME
-    if layer == "tbb":
-        try:  # inside a virtual environment Numba does not find it by itself
-            ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            sys.exit("no tbb")
     results, RESULTS_NAME = RESULTS[subject], subject
     for name in names:
         if not SITUATIONS[name]():
@@ -370,21 +392,50 @@ def run(layer, subject, names):
         sys.exit(f"ran under {used}, not {layer}")
 
 
-def table():
-    """The outcome of every situation under every layer, of nbbn and of Numba alone."""
-    rows = [["situation", *(f"{layer}{kind}" for layer in LAYERS for kind in ("", ", Numba alone"))]]
-    rows.append(["---"] * len(rows[0]))
-    for name, function in SITUATIONS.items():
-        row = [function.__doc__]
+def all_outcomes():
+    """Of every situation under every layer, of nbbn and of Numba alone, with what it was run on."""
+    import numba
+
+    outcomes = {}
+    for name in SITUATIONS:
+        outcomes[name] = {}
         for layer in LAYERS:
-            row.append(outcome(layer, "nbbn", name))
-            row.append("" if name in OF_LAYERS else outcome(layer, "numba", name, timeout=40))
-        rows.append(row)
-        print(f"    | {' | '.join(row)} |", flush=True)
+            outcomes[name][layer] = {"nbbn": outcome(layer, "nbbn", name)}
+            if name not in OF_LAYERS:
+                outcomes[name][layer]["numba"] = outcome(layer, "numba", name, timeout=100)
+        print(name, json.dumps(outcomes[name]), flush=True)
+    versions = {"python": platform.python_version(), "numba": numba.__version__, "numpy": np.__version__}
+    return {"date": time.strftime("%Y-%m-%d"), "system": platform.system(), **versions, "outcomes": outcomes}
+
+
+def table(results):
+    """The README's table."""
+    versions = f"Python {results['python']}, Numba {results['numba']}, NumPy {results['numpy']}, {results['system']}"
+    lines = [f"Run {results['date']} by `python tests/situations.py`: {versions}, 2 threads.", ""]
+    lines.append(f"| situation | {' | '.join(f'{layer} | {layer}, Numba alone' for layer in LAYERS)} |")
+    lines.append("|---" * (1 + 2 * len(LAYERS)) + "|")
+    for name, of_layers in results["outcomes"].items():
+        cells = [of_layers[layer].get(subject, "") for layer in LAYERS for subject in RESULTS]
+        cells = [cell if cell in ("correct", "") else f"**{cell}**" for cell in cells]
+        lines.append(f"| {SITUATIONS[name].__doc__} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+MARKS = "<!-- situations:begin -->\n", "\n<!-- situations:end -->"
+
+
+def in_readme(text):
+    """Where the table is: before, itself, after."""
+    before, _, rest = text.partition(MARKS[0])
+    block, _, after = rest.partition(MARKS[1])
+    return before + MARKS[0], block, MARKS[1] + after
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         run(sys.argv[1], sys.argv[2], sys.argv[3:])
     else:
-        table()
+        found = all_outcomes()
+        RESULTS_FILE.write_text(json.dumps(found, indent=1) + "\n")
+        before, _, after = in_readme(README.read_text())
+        README.write_text(before + table(found) + after)

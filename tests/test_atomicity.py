@@ -146,6 +146,7 @@ def check_every_point(make, error, changes):
     done.run()
     expected = [old.state(), done.state()] if changes else [old.state()]
     assert (old.state() != done.state()) == changes
+    interrupted(make().run, error, -1)  # from Python 3.12 on, loops are seen only from the second time on
     total = interrupted(make().run, error, -1)
     assert total > 20
     seen = set()
@@ -259,7 +260,8 @@ def test_results_that_do_not_fit_in_memory(backend):
     assert (mean == V[0]).all()
     assert (var == V[1]).all()
     assert all((value == before[name]).all() for name, value in bn.state_dict().items())
-    assert bn.backward(X).shape == X.shape, "the last forward call that worked"
+    with pytest.raises(RuntimeError, match="a forward call before that did not raise"):
+        bn.backward(X)
 
 
 class Broken(BaseException):

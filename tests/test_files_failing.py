@@ -184,16 +184,37 @@ def test_normalize_with_the_statistics_of_another_file(tmp_path, capsys):
     assert (tmp_path / "y.npy").read_bytes() == before
 
 
-def test_a_file_may_be_normalized_in_its_own_place(tmp_path):
+@pytest.mark.parametrize("name", ["x.npy", "link.npy"])
+def test_a_file_may_be_normalized_in_its_own_place(tmp_path, name):
     x = values((60, 3), np.float32)
     path = tmp_path / "x.npy"
     np.save(path, x)
+    (tmp_path / "link.npy").symlink_to("x.npy")
     mode = path.stat().st_mode
-    assert main(["normalize", str(path), "-o", str(path)]) == 0
+    assert main(["normalize", str(tmp_path / name), "--in-place"]) == 0
     m = nbbn.batch_stats(x)
     np.testing.assert_array_equal(np.load(path), nbbn.normalize(x, m.mean, m.var()))
     assert path.stat().st_mode == mode
-    assert os.listdir(tmp_path) == ["x.npy"]
+    assert (tmp_path / "link.npy").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["link.npy", "x.npy"]
+
+
+def test_an_input_is_not_replaced_by_mistake(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", values((60, 3), np.float32))
+    (tmp_path / "link.npy").symlink_to("x.npy")
+    before = (tmp_path / "x.npy").read_bytes()
+    for same in ("x.npy", "./x.npy", str(tmp_path / "x.npy"), "link.npy"):
+        with pytest.raises(SystemExit) as exit:
+            main(["normalize", "x.npy", "-o", same])
+        assert exit.value.code == 2
+        assert "-o/--output: expected another file than FILE, got the same" in capsys.readouterr().err
+    np.savez("x.npz", x=np.ones((4, 3), np.float32))
+    with pytest.raises(SystemExit):
+        main(["normalize", "x.npz", "--in-place"])
+    assert "--in-place: expected FILE to be a .npy, got x.npz" in capsys.readouterr().err
+    assert (tmp_path / "x.npy").read_bytes() == before
+    assert sorted(os.listdir()) == ["link.npy", "x.npy", "x.npz"]
 
 
 def test_output_that_cannot_be_written(tmp_path, capsys, monkeypatch):
@@ -212,8 +233,9 @@ def test_output_that_cannot_be_written(tmp_path, capsys, monkeypatch):
 
 
 ENDLESS = """
-import sys, time
+import signal, sys, time
 from nbbn.files import normalized
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def pieces(*arguments):
     print("writing", flush=True)
     time.sleep(60)
@@ -247,7 +269,8 @@ def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path, capsys, number):
     [
         (["stats"], "required: FILE"),
         (["stats", "x.npy", "--axis", "one"], "expected an integer or none, got 'one'"),
-        (["normalize", "x.npy"], "required: -o/--output"),
+        (["normalize", "x.npy"], "one of the arguments -o/--output --in-place is required"),
+        (["normalize", "x.npy", "-o", "y.npy", "--in-place"], "not allowed with argument"),
         (["normalize", "x.npy", "-o", "y.txt"], "expected a name that ends in .npy, got 'y.txt'"),
         (["normalize", "x.npy", "-o", "y.npy", "--eps", "-1"], "expected a finite number >= 0, got '-1'"),
     ],

@@ -191,6 +191,26 @@ def test_what_a_dtype_cannot_hold():
         nbbn.fuse_conv_bn_weights(w, b, np.zeros_like(mean), var, eps, weight, bias)
 
 
+def test_what_float64_cannot_hold():
+    """The arithmetic itself is beyond float64: refused as well, and NumPy's settings for errors change nothing."""
+    w, b, mean, var, eps, weight, bias = case(dtype=np.float64)
+    small = w * 1e-310, b, mean * 1e-310, var, eps, weight * 1e-3, bias
+    for settings in ("warn", "raise"):
+        with np.errstate(all=settings):
+            for large in (
+                {0: w * 1e300, 3: var * 1e-300},
+                {2: mean * 1e300, 3: var * 1e-300},
+                {5: weight * 1e307, 3: var * 1e-30},
+            ):
+                given = [large.get(i, a) for i, a in enumerate((w, b, mean, var, 0.0, weight, bias))]
+                with pytest.raises(
+                    ValueError, match=r"conv_[wb]: expected folded values that float64 can hold, got inf"
+                ):
+                    nbbn.fuse_conv_bn_weights(*given)
+                assert np.isinf(nbbn.folding_error(*given, dtype=np.float32).error).any()
+            nbbn.fuse_conv_bn_weights(*small)
+
+
 # --- the warning ----------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +261,15 @@ def test_the_rule_of_the_warning():
         ({2: np.full(6, np.nan)}, ValueError, r"running_mean: expected finite.*see nbbn.check_running_stats"),
         ({4: -1.0}, ValueError, "eps: expected a finite number >= 0"),
         ({5: np.ones(5)}, ValueError, "weight: expected 6 values"),
+        ({5: np.array([1, 1, np.inf, 1, 1, 1])}, ValueError, "^weight: expected finite values, got inf in channel 2"),
+        ({6: np.array([1, np.nan, 1, 1, 1, 1])}, ValueError, "^bias: expected finite values, got nan in channel 1"),
+        ({1: np.full(6, -np.inf)}, ValueError, "^conv_b: expected finite values, got -inf in channel 0"),
+        ({0: np.full((6, 5), np.inf)}, ValueError, "^conv_w: expected finite values, got inf in channel 0"),
+        (
+            {0: np.zeros((0, 5, 3)), 2: np.zeros(0)},
+            ValueError,
+            r"running_mean: expected at least one channel, got shape",
+        ),
         ({6: np.ones(5)}, ValueError, "bias: expected 6 values"),
         ({7: True}, ValueError, r"conv_w: expected shape \(in, 6 / groups, ...\) for a transposed convolution"),
         ({7: 1}, TypeError, "transpose: expected True or False"),

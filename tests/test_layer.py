@@ -103,9 +103,12 @@ def test_a_failed_or_empty_training_call_changes_nothing():
         ([[1.0]], TypeError),
         (np.float32(1), TypeError),
     ]:
+        bn.eval()(data())
         with pytest.raises(error):
-            bn(x)
+            bn.train()(x)
         assert snapshot(bn) == before
+        with pytest.raises(RuntimeError, match="expected a forward call before that did not raise"):
+            bn.backward(data())  # not the gradients of the call before
     assert bn(np.empty((0, 3), np.float32)).shape == (0, 3)
     assert snapshot(bn) == before
     with pytest.raises(RuntimeError, match="backward: expected a forward call"):

@@ -163,6 +163,7 @@ class Machine(RuleBasedStateMachine):
         with np.errstate(all="ignore"):
             expected = self.model.forward(x)
         if isinstance(expected, type):
+            self.model.last = None
             return self.refused(expected, lambda: self.layer(given))
         skips = self.model.nonfinite == "skip" and poison is not None and rows
         moved = skips and self.model.last[3] and self.model.track and self.model.training and not self.model.frozen
@@ -200,6 +201,7 @@ class Machine(RuleBasedStateMachine):
             "complex": (x.astype(complex), TypeError),
             "one axis": (x[0], ValueError),
         }[bad]
+        self.model.last = None
         self.refused(error, lambda: self.layer(x))
 
     @precondition(lambda self: self.model.last is not None)
