@@ -61,7 +61,7 @@ def test_every_length(streaming, size):
 
 def test_large_results_stream_and_results_in_place_never_do(monkeypatch):
     monkeypatch.setattr(caches, "sizes", lambda: (512 << 10, 2560))
-    x, out = np.empty(257, np.float32), np.empty(257, np.float32)  # 2056 bytes, and four fifths are 2048
+    x, out = np.zeros(257, np.float32), np.zeros(257, np.float32)  # 2056 bytes, and four fifths are 2048
     assert caches.streams(out, x)
     assert caches.streams(out, x, None)
     assert not caches.streams(x, x)
