@@ -5,8 +5,7 @@ Views and per-channel arrays are `nbbn.cuda.device.DeviceArray`. Importing needs
 """
 
 import warnings
-from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import numpy as np
 from numba import cuda
@@ -18,6 +17,7 @@ from nbbn.cuda import (
     formulas,
     gradient_sums,
     input_gradient,
+    jax_arrays,
     launch,
     masked,
     moments_columns,
@@ -35,13 +35,29 @@ from nbbn.cuda.arguments import (
 )
 from nbbn.cuda.jit import SIMULATED
 from nbbn.cuda.launch import Rows
+from nbbn.cuda.memory import queue_of, synchronize, there
 from nbbn.cuda.storage import WIDEST
-from nbbn.cuda.workspace import queue_of, read_skipped, workspace
+from nbbn.cuda.workspace import read_skipped, workspace
 
 name = "cuda"
 small = None  # a launch costs more than the checks of the long way
 
 
+def _settled(operation):
+    """An operation that has finished when it returns, if an array of JAX was read for it."""
+
+    @wraps(operation)
+    def run(*arguments):
+        try:
+            return operation(*arguments)
+        finally:
+            if jax_arrays.were_read():
+                synchronize(arguments[0].stream())
+
+    return run
+
+
+@_settled
 def moments(x, where, count, mean, m2):
     if where is None:
         _moments(_Call(x), x, count, mean, m2, None)
@@ -49,10 +65,12 @@ def moments(x, where, count, mean, m2):
         _masked_moments(_Call(x), x, where, count, mean, m2)
 
 
+@_settled
 def affine(x, mean, var, weight, bias, eps, residual, relu, out):
     _affine(_Call(x), x, mean, var, 1.0, weight, bias, eps, residual, relu, out)
 
 
+@_settled
 def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
     """Two launches: statistics with the moving averages, then normalization, which begins where the first ended."""
     call = _Call(x)
@@ -62,6 +80,7 @@ def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
     return skipped()
 
 
+@_settled
 def ema(count, mean, m2, update):
     call = _Call(count)
     space = call.workspace(0, 0)
@@ -73,6 +92,7 @@ def ema(count, mean, m2, update):
     return call.skipped(update, space)()
 
 
+@_settled
 def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight, grad_bias):
     """Two launches: the sums with the parameter gradients, then the input gradient."""
     call = _Call(x)
@@ -115,14 +135,17 @@ def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight,
         )  # fmt: skip
 
 
+@_settled
 def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2):
     _combine(channels.merge(), (count_a, mean_a, m2_a, count_b, mean_b, m2_b), (count, mean, m2))
 
 
+@_settled
 def remove(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2):
     _combine(channels.remove(), (count_all, mean_all, m2_all, count_b, mean_b, m2_b), (count, mean, m2))
 
 
+@_settled
 def variances(count, m2, ddof, root, out):
     """The variance of every channel, or its square root: what `Moments` computes by itself in host memory."""
     call = _Call(count)
@@ -144,11 +167,11 @@ class _Call:
         return find_plan(arrays[0].shape, places, properties(self.device).multiprocessors, reduces)
 
     def workspace(self, tickets, pairs):
-        with self._there():
+        with there(self.device):
             return workspace(self.device, self.stream, tickets, pairs)
 
     def launch(self, kernel, blocks, threads, *arguments):
-        with self._there():
+        with there(self.device):
             _configured(kernel, blocks, threads, self.queue)(*arguments)
 
     def skipped(self, update, space):
@@ -161,11 +184,6 @@ class _Call:
         """Blocks for one thread per channel."""
         return max(1, -(-array.size // 256))
 
-    def _there(self):
-        if self.device is None or _only_one_device() or self.device == cuda.get_current_device().id:
-            return nullcontext()
-        return cuda.gpus[self.device]
-
 
 @lru_cache(1024)
 def _configured(kernel, blocks, threads, queue):
@@ -173,11 +191,6 @@ def _configured(kernel, blocks, threads, queue):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return kernel[blocks, threads, queue]
-
-
-@lru_cache(1)
-def _only_one_device():
-    return SIMULATED or len(cuda.gpus) == 1
 
 
 @lru_cache(64)

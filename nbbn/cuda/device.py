@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nbbn.cuda.libraries import BFLOAT16, Library, library_of
-from nbbn.cuda.storage import KINDS, Kind
+from nbbn.cuda.libraries import Library, library_of
+from nbbn.cuda.storage import BFLOAT16, KINDS, Kind
 
 #: By character: the name of a dtype takes NumPy microseconds to spell. Several characters may mean one dtype.
 _KINDS = {char: KINDS[np.dtype(char).name] for char in "?bBhHiIlLqQefd"} | {BFLOAT16.char: KINDS["bfloat16"]}

@@ -5,18 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-
-class BFloat16:
-    """bfloat16 as far as this package asks a dtype: NumPy has none of its own."""
-
-    name, char, kind, itemsize = "bfloat16", "E", "V", 2
-    isnative = True
-
-    def __repr__(self) -> str:
-        return "bfloat16"
-
-
-BFLOAT16 = BFloat16()
+from nbbn.cuda.jax_arrays import Jax
+from nbbn.cuda.storage import BFLOAT16, packed
 
 
 class Library(Protocol):
@@ -49,6 +39,9 @@ class Library(Protocol):
     def stream(self, value: Any, device: int | None) -> int:
         """The stream that the caller's work on this array is queued on."""
 
+    def finished(self, value: Any) -> Any:
+        """What the caller gets for an array that `empty` made, once all work on it is queued."""
+
 
 def library_of(value: Any) -> Library:
     """The library whose array this is; any other with a CUDA array interface is served by Numba's arrays."""
@@ -66,19 +59,18 @@ def _interface(name: str, value: Any) -> tuple[int, tuple[int, ...], tuple[int, 
     dtype: Any = BFLOAT16 if "bfloat16" in str(getattr(value, "dtype", "")) else np.dtype(typestr)
     if dtype is not BFLOAT16 and not dtype.isnative:
         raise TypeError(f"{name}: expected native byte order, got dtype {dtype.str!r}")
-    strides = interface.get("strides") or _packed(shape, dtype.itemsize)
+    strides = interface.get("strides") or packed(shape, dtype.itemsize)
     return int(address or 0), shape, tuple(strides), dtype, bool(read_only)
 
 
-def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    strides, step = [], itemsize
-    for n in reversed(shape):
-        strides.append(step)
-        step *= n
-    return tuple(reversed(strides))
+class _Own:
+    """A library whose `empty` makes what callers get."""
+
+    def finished(self, value: Any) -> Any:
+        return value
 
 
-class _Numba:
+class _Numba(_Own):
     """numba.cuda's own arrays, and those of libraries not known here."""
 
     def describe(self, name: str, value: Any) -> Any:
@@ -144,7 +136,7 @@ class _Numba:
         return int(value.__cuda_array_interface__.get("stream") or 0)
 
 
-class _CuPy:
+class _CuPy(_Own):
     def describe(self, name: str, value: Any) -> Any:
         dtype: Any = BFLOAT16 if value.dtype.name == "bfloat16" else value.dtype
         return value.data.ptr, value.shape, value.strides, dtype, value.device.id, False
@@ -182,7 +174,7 @@ class _CuPy:
         return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
 
 
-class _Torch:
+class _Torch(_Own):
     def describe(self, name: str, value: Any) -> Any:
         if value.requires_grad:
             raise TypeError(f"{name}: expected values, got a torch.Tensor that requires grad; pass {name}.detach()")
@@ -224,19 +216,7 @@ def torch_dtype(dtype: Any) -> Any:
     return BFLOAT16 if name == "bfloat16" else np.dtype({"half": "float16"}.get(name, name))
 
 
-class _Jax:
-    """JAX's arrays are read-only values, made by its compiler: a kernel has none to write to."""
-
-    def describe(self, name: str, value: Any) -> Any:
-        raise TypeError(
-            f"{name}: expected an array that a kernel can be given memory beside, got a JAX array on a CUDA device; "
-            f"pass cupy.from_dlpack({name}) or torch.from_dlpack({name}), which copy nothing"
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
-
-
 #: By the first part of the name of the module that an array's type is from.
 LIBRARIES: dict[str, Library] = {"numba": _Numba(), "cupy": _CuPy(), "torch": _Torch()}
-LIBRARIES["jax"] = LIBRARIES["jaxlib"] = _Jax()
+# memory of this package belongs to JAX's side: only that needs any
+LIBRARIES["jax"] = LIBRARIES["jaxlib"] = LIBRARIES["nbbn"] = Jax()
