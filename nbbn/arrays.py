@@ -197,8 +197,15 @@ def _kind(value: Any) -> str:
     return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
+_libraries: dict[type, str] = {}
+
+
 def _library(value: Any) -> str:
-    return type(value).__module__.partition(".")[0]
+    cls = type(value)
+    found = _libraries.get(cls)
+    if found is None:
+        found = _libraries[cls] = cls.__module__.partition(".")[0]
+    return found
 
 
 def has_cuda_memory(value: Any) -> bool:

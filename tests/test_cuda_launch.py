@@ -1,10 +1,13 @@
 """Launch plans: pure functions of geometry and device. No GPU is needed."""
 
+import ctypes
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from nbbn.cuda import launch
+from nbbn.cuda import launch, launcher
 from nbbn.cuda.launch import Columns, Device, Layout, Rows
 
 H100, SMALL = Device(132), Device(4)
@@ -104,3 +107,88 @@ def test_plans_are_frozen_and_found_again():
     assert launch.plan(layout(32, 64, 3136), H100, True) is plan
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.parts = 3
+
+
+# --- launching without Numba -----------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """A dispatcher as numba-cuda 0.30 leaves it after a launch."""
+
+    def __init__(self):
+        function = SimpleNamespace(kernel="loaded")
+        library = SimpleNamespace(get_cufunc=lambda: function)
+        self.overloads = {"signature": SimpleNamespace(_codelibrary=library)}
+        self.launched = []
+
+    def __getitem__(self, configuration):
+        launches = self.launched
+
+        class Configured:
+            stream = "stream"
+
+            def __call__(self, *arguments):
+                launches.append((configuration, arguments))
+
+        return Configured()
+
+
+@pytest.fixture
+def core(monkeypatch):
+    """cuda.core, that notes what it is asked to launch."""
+    launched = []
+    module = SimpleNamespace(
+        LaunchConfig=lambda grid, block: (grid, block), launch=lambda *arguments: launched.append(arguments)
+    )
+    monkeypatch.setitem(sys.modules, "cuda.core", module)
+    monkeypatch.setattr(launcher, "_is_known", lambda: True)
+    monkeypatch.setattr(launcher.memory, "is_only_one_device", lambda: True)
+    monkeypatch.setattr(launcher.memory, "queue_of", lambda stream: stream)
+    monkeypatch.setattr(launcher.cuda, "current_context", lambda: None, raising=False)
+    return launched
+
+
+def test_numba_launches_once(core):
+    kernel, place = Kernel(), launcher.Place(0, 7)
+    launch = launcher.Launch(kernel, 12, 256)
+    for n in range(3):
+        launch(place, n, 0.5)
+    assert kernel.launched == [((12, 256, 7), (0, 0.5))]
+    assert core == [("stream", (12, 256), "loaded", n, 0.5) for n in (1, 2)]
+    launch(launcher.Place(0, 8), 3)
+    assert len(kernel.launched) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch, kernel: patch.setattr(launcher, "_is_known", lambda: False),
+        lambda patch, kernel: patch.setitem(sys.modules, "cuda.core", None),
+        lambda patch, kernel: kernel.overloads.clear(),
+        lambda patch, kernel: kernel.overloads.update(another=1),
+        lambda patch, kernel: vars(kernel.overloads["signature"]).clear(),
+    ],
+)
+def test_numba_launches_always_where_the_rest_is_not_known(monkeypatch, core, change):
+    kernel = Kernel()
+    change(monkeypatch, kernel)
+    launch = launcher.Launch(kernel, 12, 256)
+    for n in range(3):
+        launch(launcher.Place(0, 0), n)
+    assert [arguments for _, arguments in kernel.launched] == [(0,), (1,), (2,)]
+    assert core == []
+
+
+def test_releases(monkeypatch):
+    for release, known in (("0.30.4", True), ("0.31.0", False), ("1.0", False)):
+        monkeypatch.setattr(launcher.metadata, "version", lambda _, release=release: release)
+        assert launcher._is_known() is known
+
+
+def test_numbers_are_packed_as_kernels_take_them():
+    """What cuda.core makes of integers and floats: 8 bytes each, as the kernels' int64 and float64."""
+    handler = pytest.importorskip("cuda.core._kernel_arg_handler")
+    packed = handler.ParamHolder((2**40, -5, 0.1))
+    places = ctypes.cast(packed.ptr, ctypes.POINTER(ctypes.c_void_p))
+    assert [ctypes.c_int64.from_address(places[k]).value for k in (0, 1)] == [2**40, -5]
+    assert ctypes.c_double.from_address(places[2]).value == 0.1

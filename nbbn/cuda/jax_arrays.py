@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nbbn.cuda import dlpack, memory
+from nbbn.cuda.geometry import geometry
 from nbbn.cuda.storage import BFLOAT16, packed
 
 #: The legacy default stream, as streams are numbered by DLPack and by the CUDA array interface.
@@ -65,10 +66,12 @@ class DeviceMemory:
 class Jax:
     """What is asked of an array library (`nbbn.cuda.libraries.Library`)."""
 
+    is_plain = False
+
     def describe(self, name: str, value: Any) -> Any:
         if type(value) is DeviceMemory:
             strides = packed(value.shape, value.dtype.itemsize) if value.strides is None else value.strides
-            return value.address, value.shape, strides, value.dtype, value.device, False
+            return value.address, geometry(value.shape, strides, value.dtype), value.device
         if name == "out":
             raise TypeError("out: expected an array that can be updated in place, got a JAX array; leave it out")
         if len(value.devices()) != 1:
@@ -84,10 +87,13 @@ class Jax:
         itemsize = seen.dtype.itemsize
         steps = seen.strides
         strides = packed(seen.shape, itemsize) if steps is None else tuple(step * itemsize for step in steps)
-        return seen.address, seen.shape, strides, seen.dtype, seen.device, True
+        return seen.address, geometry(seen.shape, strides, seen.dtype, writeable=False), seen.device
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
         return DeviceMemory(shape, dtype, device or 0)
+
+    def address(self, made: Any) -> int:
+        return made.address
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         if type(value) is not DeviceMemory:

@@ -73,6 +73,9 @@ class Columns:
     blocks: int
 
 
+Plan = Rows | Columns
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """A canonical view: sizes, strides in values (inner is contiguous), and how it is aligned.
@@ -97,7 +100,7 @@ def alignment(itemsize: int, most_lanes: int, places: tuple[int, ...]) -> int:
 
 
 @lru_cache(4096)
-def plan(layout: Layout, device: Device, reduces: bool) -> Rows | Columns:
+def plan(layout: Layout, device: Device, reduces: bool) -> Plan:
     """The launch for a view; `reduces`: statistics, else every value stands alone."""
     columns = _columns(layout, device, reduces)
     return _rows(layout, device, reduces) if columns is None else columns

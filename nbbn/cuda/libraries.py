@@ -1,10 +1,12 @@
 """Array libraries: how to look at their arrays on a device, and how to make new ones. None is imported here."""
 
 import sys
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
+from nbbn.cuda.geometry import Geometry, geometry
 from nbbn.cuda.jax_arrays import Jax
 from nbbn.cuda.storage import BFLOAT16, packed
 
@@ -12,11 +14,17 @@ from nbbn.cuda.storage import BFLOAT16, packed
 class Library(Protocol):
     """What is asked of an array library."""
 
-    def describe(self, name: str, value: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], Any, int | None, bool]:
-        """Address, shape, strides in bytes, dtype, device number (None: unknown), whether it is read-only."""
+    #: Whether its arrays need nothing before a kernel reads them, nor after it wrote them.
+    is_plain: bool
+
+    def describe(self, name: str, value: Any) -> tuple[int, Geometry, int | None]:
+        """Address, geometry, device number (None: unknown)."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
         """A new array in C order."""
+
+    def address(self, made: Any) -> int:
+        """Where an array begins that `empty` made."""
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         """A view with the axes in another order."""
@@ -43,12 +51,18 @@ class Library(Protocol):
         """What the caller gets for an array that `empty` made, once all work on it is queued."""
 
 
+_known: dict[type, Library] = {}
+
+
 def library_of(value: Any) -> Library:
     """The library whose array this is; any other with a CUDA array interface is served by Numba's arrays."""
-    return LIBRARIES.get(type(value).__module__.partition(".")[0], LIBRARIES["numba"])
+    found = _known.get(type(value))
+    if found is None:
+        found = _known[type(value)] = LIBRARIES.get(type(value).__module__.partition(".")[0], LIBRARIES["numba"])
+    return found
 
 
-def _interface(name: str, value: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], Any, bool]:
+def _interface(name: str, value: Any) -> tuple[int, Geometry]:
     """What every CUDA array says of itself."""
     interface = value.__cuda_array_interface__
     if interface.get("mask") is not None:
@@ -60,11 +74,16 @@ def _interface(name: str, value: Any) -> tuple[int, tuple[int, ...], tuple[int, 
     if dtype is not BFLOAT16 and not dtype.isnative:
         raise TypeError(f"{name}: expected native byte order, got dtype {dtype.str!r}")
     strides = interface.get("strides") or packed(shape, dtype.itemsize)
-    return int(address or 0), shape, tuple(strides), dtype, bool(read_only)
+    return int(address or 0), geometry(shape, tuple(strides), dtype, not read_only)
 
 
 class _Own:
     """A library whose `empty` makes what callers get."""
+
+    is_plain = True
+
+    def address(self, made: Any) -> int:
+        return self.describe("", made)[0]  # type: ignore[attr-defined]
 
     def finished(self, value: Any) -> Any:
         return value
@@ -74,8 +93,7 @@ class _Numba(_Own):
     """numba.cuda's own arrays, and those of libraries not known here."""
 
     def describe(self, name: str, value: Any) -> Any:
-        address, shape, strides, dtype, read_only = _interface(name, value)
-        return address, shape, strides, dtype, None, read_only
+        return *_interface(name, value), None
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
         from numba import cuda
@@ -138,8 +156,13 @@ class _Numba(_Own):
 
 class _CuPy(_Own):
     def describe(self, name: str, value: Any) -> Any:
-        dtype: Any = BFLOAT16 if value.dtype.name == "bfloat16" else value.dtype
-        return value.data.ptr, value.shape, value.strides, dtype, value.device.id, False
+        memory, dtype = value.data, value.dtype
+        if dtype.kind == "V" and dtype.name == "bfloat16":
+            dtype = BFLOAT16
+        return memory.ptr, geometry(value.shape, value.strides, dtype), value.device.id
+
+    def address(self, made: Any) -> int:
+        return made.data.ptr
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
         cupy = sys.modules["cupy"]
@@ -178,15 +201,15 @@ class _Torch(_Own):
     def describe(self, name: str, value: Any) -> Any:
         if value.requires_grad:
             raise TypeError(f"{name}: expected values, got a torch.Tensor that requires grad; pass {name}.detach()")
-        if str(value.layout) != "torch.strided" or value.is_conj() or value.is_neg():
+        if value.layout is not _torch().strided or value.is_neg():
             raise TypeError(f"{name}: expected a plain strided tensor, got layout {value.layout}")
-        itemsize = value.element_size()
-        strides = tuple(step * itemsize for step in value.stride())
-        return value.data_ptr(), tuple(value.shape), strides, torch_dtype(value.dtype), value.device.index, False
+        return value.data_ptr(), _of_tensor(value.shape, value.stride(), value.dtype), value.get_device()
+
+    def address(self, made: Any) -> int:
+        return made.data_ptr()
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
-        torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, dtype.name), device=torch.device("cuda", device or 0))
+        return _torch().empty(shape, dtype=_dtype_of_torch(dtype), device=_device_of_torch(device or 0))
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         return value.permute(order)
@@ -210,10 +233,27 @@ class _Torch(_Own):
         return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream)
 
 
-def torch_dtype(dtype: Any) -> Any:
-    """NumPy's name for a dtype of PyTorch."""
+@cache
+def _torch() -> Any:
+    return sys.modules["torch"]
+
+
+@cache
+def _dtype_of_torch(dtype: Any) -> Any:
+    return getattr(_torch(), dtype.name)
+
+
+@cache
+def _device_of_torch(device: int) -> Any:
+    return _torch().device("cuda", device)
+
+
+@lru_cache(4096)
+def _of_tensor(shape: Any, steps: tuple[int, ...], dtype: Any) -> Geometry:
+    """The geometry of a tensor: strides in values."""
     name = str(dtype).rpartition(".")[2]
-    return BFLOAT16 if name == "bfloat16" else np.dtype({"half": "float16"}.get(name, name))
+    stored: Any = BFLOAT16 if name == "bfloat16" else np.dtype({"half": "float16"}.get(name, name))
+    return geometry(tuple(shape), tuple(step * stored.itemsize for step in steps), stored)
 
 
 #: By the first part of the name of the module that an array's type is from.

@@ -71,11 +71,11 @@ def synchronize(stream: int) -> None:
 
 def there(device: int | None) -> AbstractContextManager[Any]:
     """Work on that device within, where there are several."""
-    if device is None or _only_one_device() or device == cuda.get_current_device().id:
+    if device is None or is_only_one_device() or device == cuda.get_current_device().id:
         return nullcontext()
     return cuda.gpus[device]
 
 
 @lru_cache(1)
-def _only_one_device() -> bool:
+def is_only_one_device() -> bool:
     return SIMULATED or len(cuda.gpus) == 1

@@ -43,7 +43,8 @@ def workspace(device: int | None, stream: int, tickets: int, pairs: int) -> Work
         if found is not None:
             _outgrown.append(found)
             pairs, tickets = max(pairs, 2 * found.pair_count), max(tickets, 2 * found.ticket_count)
-        counters, room = memory.zeros(tickets + 1), memory.allocate(16 * pairs)
+        with memory.there(device):
+            counters, room = memory.zeros(tickets + 1), memory.allocate(16 * pairs)
         start = memory.address_of(counters)
         found = Workspace(counters, tickets + 1, room, pairs, start, start + 4, memory.address_of(room))
         _spaces[device, stream] = found
