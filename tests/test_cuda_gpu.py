@@ -252,42 +252,11 @@ def test_more_than_2_to_the_31_elements(torch, shape):
         torch.testing.assert_close(y[part].float(), expected, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_jax(kind):
-    jax = pytest.importorskip("jax")
-    if jax.default_backend() != "gpu":
-        pytest.skip("this JAX has no CUDA")
-    jnp = jax.numpy
-    values = data((8, 12, 30, 30))
-    x = jnp.asarray(values).astype(kind)
-    weight = jnp.linspace(0.5, 1.5, 12)
-    for _ in range(3):
-        late = jax.jit(lambda a: (a * 2).astype(kind))(x)  # not computed yet when it is passed on
-        y, stats = nbbn.batch_norm(late, None, None, weight, training=True, return_stats=True)
-        assert isinstance(y, jax.Array)
-        assert y.dtype == x.dtype
-        assert y.devices() == x.devices()
-        z = jax.jit(lambda a: a + 1)(y)  # JAX reads it at once
-        expected = oracle.normalize(np.asarray(late, np.float64), *oracle.stats(np.asarray(late, np.float64))[1:])
-        expected = expected * np.asarray(weight, np.float64).reshape(1, 12, 1, 1) + 1
-        slack = 4 * EPS[kind] + 3e-6
-        assert (np.abs(np.asarray(z, np.float64) - expected) <= slack * (2 + np.abs(expected))).all()
-    dx, dw, db = nbbn.batch_norm_backward(x, late, stats.mean, stats.var(), weight)
-    assert all(isinstance(a, jax.Array) for a in (dx, dw, db))
-    host = stats.to_numpy()
-    wanted = nbbn.batch_norm_backward(
-        np.asarray(x, np.float32), np.asarray(late, np.float32), host.mean, host.var(), np.asarray(weight)
-    )
-    np.testing.assert_allclose(np.asarray(dw), wanted[1], rtol=1e-4, atol=1e-2)
-    with pytest.raises(TypeError, match="out: expected an array that can be updated in place, got a JAX array"):
-        nbbn.batch_norm(x, training=True, out=y)
-
-
 def test_short_set_for_the_sanitizer():
     """A few launches of every kernel: what compute-sanitizer watches. With Numba's own arrays, nothing else loaded."""
     from numba import cuda
 
-    for shape in ((3, 4, 1500), (64, 3, 49), (300, 64)):
+    for shape in ((3, 4, 1500), (3, 2, 20_000), (64, 3, 49), (300, 64)):
         x = cuda.to_device(data(shape))
         y, stats = nbbn.batch_norm(x, training=True, return_stats=True)
         expected = nbbn.batch_norm(data(shape), training=True)

@@ -10,7 +10,7 @@ import pytest
 from nbbn.cuda import launch, launcher
 from nbbn.cuda.launch import Columns, Device, Layout, Rows
 
-H100, SMALL = Device(132), Device(4)
+H100, SMALL = Device(132, 50 << 20), Device(4, 1 << 18)
 
 
 def layout(outer, channels, inner, itemsize=4, packed=True):
@@ -48,6 +48,7 @@ def test_plans_cover_every_value_and_fit_the_device(shape, itemsize, device, red
         assert channels * inner % plan.lanes == 0, "the last vector of a row is whole"
         assert plan.tiles * plan.channels >= channels > (plan.tiles - 1) * plan.channels
         assert plan.across * plan.lanes == plan.channels * inner
+        assert plan.lanes <= launch.COLUMN_LANES
         assert plan.across * plan.deep <= plan.threads
         assert plan.channels * inner <= launch.COLUMN_THREADS // 2 * plan.lanes, "shared memory has room for that"
         assert 1 <= plan.splits <= outer
@@ -84,6 +85,49 @@ def test_few_rows_are_not_shared_for_nothing():
     plan = launch.plan(layout(8, 64, 64), H100, True)
     assert plan.blocks <= 64
     assert launch.plan(layout(1, 1, 1), H100, True).blocks == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "at_once"),
+    [
+        ((64, 256, 784), True),  # 256 channels of 200 kB on 132 multiprocessors: two turns, 26 MB at one time
+        ((128, 512, 196), True),
+        ((64, 256, 3136), False),  # 132 channels of 800 kB do not stay in the cache
+        ((32, 64, 3136), False),  # half of the multiprocessors would idle
+        ((64, 140, 784), False),  # all but 8 of them in the second turn
+        ((4, 3, 1024), True),  # little work: not worth a second block, nor a second launch
+        ((64, 64, 12544), False),
+        ((64, 512, 49), False),  # columns
+    ],
+)
+def test_training_in_one_launch(shape, at_once):
+    whole = layout(*shape)
+    plan = launch.plan(whole, H100, True)
+    assert launch.in_one_launch(whole, plan, H100) is at_once
+    if at_once:
+        assert plan.parts == 1
+        assert plan.threads <= launch.ALONE_THREADS
+    assert not launch.in_one_launch(whole, plan, Device(132, 1 << 10))
+
+
+def test_backward_reads_two_arrays_twice():
+    whole = layout(128, 512, 196)
+    both = dataclasses.replace(whole, arrays=2)
+    for device, at_once in ((H100, True), (Device(132, 24 << 20), False)):
+        assert launch.in_one_launch(whole, launch.plan(whole, device, True), device)
+        assert launch.in_one_launch(both, launch.plan(both, device, True), device) is at_once
+
+
+def test_what_a_small_cache_changes():
+    """The same device with less cache takes channels apart: nothing is gained by having one for oneself."""
+    whole = layout(64, 256, 784)
+    assert launch.plan(whole, H100, True).parts == 1
+    assert launch.plan(whole, Device(132, 4 << 20), True).parts > 1
+
+
+def test_what_is_asked_of_a_device():
+    asked = SimpleNamespace(MULTIPROCESSOR_COUNT=132, L2_CACHE_SIZE=50 << 20)
+    assert Device.of(asked) == H100
 
 
 def test_alignment():

@@ -78,16 +78,18 @@ def ema(count, mean, m2, update):
 def backward(grad_out, x, mean, var, weight, eps, training, grad_x, grad_weight, grad_bias):
     place = _place(x)
     flags = flags_of(mean=mean, var=var, weight=weight) | gradient_flags(grad_weight.dtype)
-    recipe = recipes.gradients(_seen(grad_out), _seen(x), _seen(grad_x), flags, properties(x.device))
+    views = _seen(grad_out), _seen(x)
     mean, var, weight = packed(mean, var, weight)
-    # not in the workspace: another thread may launch on this stream between the two launches
+    # not in the workspace: another thread may launch on this stream between two launches
     totals = x.empty((2 * x.shape[1],), np.dtype(np.float64))
     parameters = totals.address, mean.address, var.address, _address(weight), float(eps)
     results = grad_weight.address, grad_bias.address
     if training:
+        recipe = recipes.gradients(*views, _seen(grad_x), flags, properties(x.device))
         recipe(place, grad_out.address, x.address, grad_x.address, parameters, results)
     else:  # mean and var are constants: the gradient is scaled, nothing else
-        recipe.reduce(place, grad_out.address, x.address, *parameters, *results)
+        sums = recipes.gradient_totals(*views, flags, properties(x.device))
+        sums(place, grad_out.address, x.address, parameters, results)
         _affine(place, grad_out, None, var, weight, None, eps, None, False, grad_x)
 
 
@@ -134,8 +136,8 @@ def properties(device):
     return launch.Device.of(cuda.get_current_device() if device is None else cuda.gpus[device])
 
 
-#: Small, so that small arrays are shared between blocks.
-SIMULATED_DEVICE = launch.Device(4)
+#: Small, so that small arrays are shared between blocks, and not all of them fit into the cache.
+SIMULATED_DEVICE = launch.Device(4, 1 << 18)
 
 
 def _skipped(update, space, place):

@@ -10,6 +10,11 @@ from nbbn.cuda.storage import WIDEST
 
 def find_plan(views: tuple[tuple[Geometry, int], ...], device: launch.Device, reduces: bool) -> Plan:
     """The launch for canonical views of one shape: of each the geometry, and the address modulo 16."""
+    return launch.plan(layout_of(views), device, reduces)
+
+
+def layout_of(views: tuple[tuple[Geometry, int], ...]) -> Layout:
+    """What plans need to know of canonical views of one shape."""
     outer, channel_count, inner = views[0][0].shape
     kinds = [whole.kind for whole, _ in views]
     most = min(min(kind.most_lanes for kind in kinds), WIDEST // max(kind.itemsize for kind in kinds))
@@ -23,8 +28,7 @@ def find_plan(views: tuple[tuple[Geometry, int], ...], device: launch.Device, re
         channel_rows = min(channel_rows, launch.alignment(kind.itemsize, most, all_steps))
         is_packed = is_packed and (channel_count == 1 or channel == inner * kind.itemsize)
     itemsize = max(kind.itemsize for kind in kinds)
-    layout = Layout(outer, channel_count, inner, itemsize, rows, channel_rows, is_packed)
-    return launch.plan(layout, device, reduces)
+    return Layout(outer, channel_count, inner, itemsize, rows, channel_rows, is_packed, len(views))
 
 
 def shares_of(plan: Plan) -> int:

@@ -12,12 +12,14 @@ from nbbn.cuda import (
     affine_rows,
     formulas,
     gradient_sums,
+    gradients_rows,
     input_gradient,
     launch,
     moments_columns,
     moments_rows,
+    train_rows,
 )
-from nbbn.cuda.arguments import find_plan, shares_of, steps_of, tile_of
+from nbbn.cuda.arguments import find_plan, layout_of, shares_of, steps_of, tile_of
 from nbbn.cuda.geometry import Geometry
 from nbbn.cuda.launch import Rows
 from nbbn.cuda.launcher import Launch, Place
@@ -105,64 +107,135 @@ class Training:
         return space
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingAtOnce:
+    """One launch, a block for each channel."""
+
+    launch: Launch
+    x_steps: tuple[int, ...]
+    residual_steps: tuple[int, ...]
+    head: tuple[int, ...]
+    running_flags: int
+    flags: int
+
+    def __call__(
+        self, place: Place, x: int, residual: int, out: int, results: tuple[int, ...], weight: int, bias: int,
+        eps: float, floor: float, running: tuple[Any, ...],
+    ) -> Workspace:  # fmt: skip
+        """As that of `Training`."""
+        space = workspace(place.device, place.stream, 0, 0)
+        self.launch(
+            place, x, *self.x_steps, residual, *self.residual_steps, out, *self.head, *results, *running,
+            self.running_flags, space.skipped, weight, bias, eps, floor, self.flags,
+        )  # fmt: skip
+        return space
+
+
 @lru_cache(1024)
 def training(
     x: View, residual: View | None, out: View, running_flags: int, flags: int, device: launch.Device
-) -> Training:
+) -> Training | TrainingAtOnce:
     """Training; `flags` says which parameters there are, `running_flags` which running arrays."""
-    outer, _, inner = x[0].shape
-    normalize = affine(x, residual, out, flags | formulas.WIDE_MEAN | formulas.WIDE_VAR, device)
+    whole = x[0]
+    outer, _, inner = whole.shape
+    flags |= formulas.WIDE_MEAN | formulas.WIDE_VAR
+    addend = x if residual is None else residual
+    plan = find_plan((x,), device, True)
+    # sums are taken with as many lanes as batch_stats takes them with: fewer would be other bits
+    all_lanes = find_plan((x, addend, out), device, True).lanes
+    if launch.in_one_launch(layout_of((x,)), plan, device) and all_lanes == plan.lanes:
+        kinds = [_kind(each) for each, _ in (x, addend, out)]
+        compiled = Launch(train_rows.compiled(*kinds, plan.lanes), plan.blocks, plan.threads)
+        flags |= formulas.HAS_RESIDUAL if residual is not None else 0
+        head = *steps_of(out[0]), outer, inner
+        return TrainingAtOnce(compiled, steps_of(whole), steps_of(addend[0]), head, running_flags, flags)
+    normalize = affine(x, residual, out, flags, device)
     return Training(statistics(x, running_flags, device), normalize, float(outer * inner))
+
+
+@dataclass(frozen=True, slots=True)
+class GradientSums:
+    """One launch: sums of gradients and products per channel, and the parameter gradients."""
+
+    launch: Launch
+    g_steps: tuple[int, ...]
+    head: tuple[int, ...]
+    tickets: int
+    pairs: int
+    flags: int
+
+    def __call__(
+        self, place: Place, g: int, x: int, parameters: tuple[Any, ...], results: tuple[int, ...]
+    ) -> None:  # fmt: skip
+        """Parameters: totals, mean, var, weight, eps. Results: the gradients of weight and bias."""
+        space = workspace(place.device, place.stream, self.tickets, self.pairs)
+        self.launch(
+            place, g, *self.g_steps, x, *self.head, space.sums, space.first_ticket, *parameters, self.flags, *results
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
     """Two launches: the sums with the parameter gradients, then the input gradient."""
 
-    sums: Launch
-    sums_steps: tuple[int, ...]
-    sums_head: tuple[int, ...]
-    tickets: int
-    pairs: int
+    sums: GradientSums
     apply: Launch
-    apply_steps: tuple[tuple[int, ...], tuple[int, ...]]
-    apply_head: tuple[int, ...]
+    steps: tuple[tuple[int, ...], tuple[int, ...]]
+    head: tuple[int, ...]
     flags: int
 
     def __call__(
         self, place: Place, g: int, x: int, out: int, parameters: tuple[Any, ...], results: tuple[int, ...]
     ) -> None:
         """Parameters: totals, mean, var, weight, eps. Results: the gradients of weight and bias."""
-        self.reduce(place, g, x, *parameters, *results)
-        g_steps, x_steps = self.apply_steps
-        self.apply(place, g, *g_steps, x, *x_steps, out, *self.apply_head, *parameters, self.flags)
+        self.sums(place, g, x, parameters, results)
+        g_steps, x_steps = self.steps
+        self.apply(place, g, *g_steps, x, *x_steps, out, *self.head, *parameters, self.flags)
 
-    def reduce(
-        self, place: Place, g: int, x: int, totals: int, mean: int, var: int, weight: int, eps: float, *results: int
+
+@dataclass(frozen=True, slots=True)
+class GradientsAtOnce:
+    """One launch, a block for each channel."""
+
+    launch: Launch
+    steps: tuple[tuple[int, ...], tuple[int, ...]]
+    head: tuple[int, ...]
+    flags: int
+
+    def __call__(
+        self, place: Place, g: int, x: int, out: int, parameters: tuple[Any, ...], results: tuple[int, ...]
     ) -> None:
-        """Only the first launch: all there is to do where mean and var are constants."""
-        space = workspace(place.device, place.stream, self.tickets, self.pairs)
-        self.sums(
-            place, g, *self.sums_steps, x, *self.sums_head, space.sums, space.first_ticket, totals, mean, var, weight,
-            eps, self.flags, *results,
-        )  # fmt: skip
+        """As that of `Gradients`."""
+        g_steps, x_steps = self.steps
+        self.launch(place, g, *g_steps, x, *x_steps, out, *self.head, *parameters, self.flags, *results)
 
 
 @lru_cache(1024)
-def gradients(g: View, x: View, out: View, flags: int, device: launch.Device) -> Gradients:
-    """Both launches of the backward call in training."""
+def gradient_totals(g: View, x: View, flags: int, device: launch.Device) -> GradientSums:
+    """The sums of the backward call."""
     whole = x[0]
-    kinds = _kind(g[0]), _kind(whole)
-    first = find_plan((g, x), device, True)
-    second = find_plan((g, x, out), device, False)
-    reducing = gradient_sums.rows if isinstance(first, Rows) else gradient_sums.columns
-    applying = input_gradient.rows if isinstance(second, Rows) else input_gradient.columns
-    return Gradients(
-        Launch(reducing(*kinds, first.lanes), first.blocks, first.threads),
-        _steps(first, g[0]), _head(first, whole, whole), first.blocks, whole.shape[1] * shares_of(first),
-        Launch(applying(*kinds, _kind(out[0]), second.lanes), second.blocks, second.threads),
-        (_steps(second, g[0]), _steps(second, whole)), _head(second, whole, out[0]), flags,
-    )  # fmt: skip
+    plan = find_plan((g, x), device, True)
+    kernel = gradient_sums.rows if isinstance(plan, Rows) else gradient_sums.columns
+    compiled = Launch(kernel(_kind(g[0]), _kind(whole), plan.lanes), plan.blocks, plan.threads)
+    pairs = whole.shape[1] * shares_of(plan)
+    return GradientSums(compiled, _steps(plan, g[0]), _head(plan, whole, whole), plan.blocks, pairs, flags)
+
+
+@lru_cache(1024)
+def gradients(g: View, x: View, out: View, flags: int, device: launch.Device) -> Gradients | GradientsAtOnce:
+    """The backward call in training."""
+    whole = x[0]
+    kinds = [_kind(each) for each, _ in (g, x, out)]
+    sums = find_plan((g, x), device, True)
+    plan = find_plan((g, x, out), device, False)
+    steps = _steps(plan, g[0]), _steps(plan, whole)
+    if launch.in_one_launch(layout_of((g, x)), sums, device) and isinstance(plan, Rows) and plan.lanes == sums.lanes:
+        compiled = Launch(gradients_rows.compiled(*kinds, plan.lanes), sums.blocks, sums.threads)
+        outer, _, inner = whole.shape
+        return GradientsAtOnce(compiled, steps, (*steps_of(out[0]), outer, inner), flags)
+    kernel = input_gradient.rows if isinstance(plan, Rows) else input_gradient.columns
+    apply = Launch(kernel(*kinds, plan.lanes), plan.blocks, plan.threads)
+    return Gradients(gradient_totals(g, x, flags, device), apply, steps, _head(plan, whole, out[0]), flags)
 
 
 def _kind(whole: Geometry) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+import nbbn.cuda as backend
 from nbbn import checks
 from nbbn.arrays import parameter_dtype, result_dtype
 from nbbn.backends import RunningUpdate
-from nbbn.cuda import properties, recipes
+from nbbn.cuda import recipes
 from nbbn.cuda.arguments import flags_of, gradient_flags, running_flags
 from nbbn.cuda.device import DeviceArray
 from nbbn.cuda.geometry import Geometry
@@ -93,7 +94,7 @@ class Training:
 
     library: Library
     device: int | None
-    train: recipes.Training
+    train: recipes.Training | recipes.TrainingAtOnce
     fields: Fields
     result: New
     floor: float
@@ -115,7 +116,7 @@ class Backward:
 
     library: Library
     device: int | None
-    gradients: recipes.Gradients
+    gradients: recipes.Gradients | recipes.GradientsAtOnce
     result: New
     parameter: New
     totals: New
@@ -137,7 +138,7 @@ def evaluation(
     if views is None or not _are_contiguous(mean, var, weight, bias):
         return None
     flags = flags_of(mean=mean, var=var, weight=weight, bias=bias)
-    made = recipes.affine(*views, flags, properties(x.device))
+    made = recipes.affine(*views, flags, backend.properties(x.device))
     return Evaluation(x.library, x.device, made, _new(order, x), 0.0 if relu else -float("inf"))
 
 
@@ -166,7 +167,7 @@ def training(
     if views is None or not _are_contiguous(weight, bias):
         return None
     flags = flags_of(weight=weight, bias=bias)
-    made = recipes.training(*views, running_flags(update), flags, properties(x.device))
+    made = recipes.training(*views, running_flags(update), flags, backend.properties(x.device))
     fields = _fields(x, channels)
     return Training(x.library, x.device, made, fields, _new(order, x), 0.0 if relu else -float("inf"))
 
@@ -176,7 +177,7 @@ def summary(x: Any, axis: Any) -> Summary | None:
     whole = _view(order, x)
     if whole is None or not x.size:
         return None
-    made = recipes.statistics(whole, 0, properties(x.device))
+    made = recipes.statistics(whole, 0, backend.properties(x.device))
     return Summary(x.library, x.device, made, _fields(x, checks.channels_of(x, channel)))
 
 
@@ -197,7 +198,7 @@ def backward(grad_out: Any, x: Any, mean: Any, var: Any, weight: Any, out: Any, 
     flags = flags_of(mean=mean, var=var, weight=weight) | gradient_flags(dtype)
     of_x, of_gradient, of_out = views
     assert of_gradient is not None  # it was given
-    made = recipes.gradients(of_gradient, of_x, of_out, flags, properties(x.device))
+    made = recipes.gradients(of_gradient, of_x, of_out, flags, backend.properties(x.device))
     per_channel = New(x.library, x.device, (channels,), dtype, None)
     totals = New(x.library, x.device, (2 * channels,), _FLOAT64, None)
     return Backward(x.library, x.device, made, _new(order, x), per_channel, totals)

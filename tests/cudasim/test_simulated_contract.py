@@ -144,7 +144,7 @@ def test_other_kinds(kind, shape):
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "int32", "bool"])
-@pytest.mark.parametrize("shape", [(2, 2, 600), (30, 5, 1)])
+@pytest.mark.parametrize("shape", [(2, 2, 608), (30, 16, 1), (30, 5, 1)])
 def test_integers(kind, shape):
     integers = np.random.default_rng(0).integers(0, 2 if kind == "bool" else 200, shape).astype(kind)
     x, results = place(integers), empty_moments(shape[1])
