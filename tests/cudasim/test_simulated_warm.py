@@ -187,3 +187,29 @@ def test_memory_of_calls_is_bounded(monkeypatch):
     for n in range(2, 7):
         warm.moments(put(X[:n]), 1)
         assert len(warm._known) <= 3
+
+
+def test_public_functions_take_the_short_way(monkeypatch):
+    """And say of errors what they said before: these are the long way's."""
+    taken = []
+    for name in ("forward", "normalize", "moments", "backward"):
+        original = getattr(warm, name)
+        monkeypatch.setattr(warm, name, lambda *a, name=name, original=original: (taken.append(name), original(*a))[1])
+    x, (mean, var) = put(X), running()
+    y = nbbn.batch_norm(x, mean, var, training=True)
+    assert taken == ["forward"]
+    stats = nbbn.batch_stats(x)
+    nbbn.normalize(x, mean, var)
+    nbbn.batch_norm_backward(y, x, stats.mean, stats.var())
+    assert taken == ["forward", "moments", "normalize", "backward"]
+    assert {key[0] for key in warm._known} == {"train", "moments", "normalize", "backward"}
+    taken.clear()
+    nbbn.batch_norm(x, training=True, where=put(X > 0))
+    nbbn.batch_norm(x, mean, var, training=True, nonfinite="skip")
+    nbbn.batch_norm(x, training=True, decay=0.5)
+    assert taken == []
+    layer = nbbn.BatchNorm(3, like=x)
+    layer.backward(layer(x))
+    assert taken == ["forward", "backward"]
+    with pytest.raises(ValueError, match="weight: expected 3 values"):
+        nbbn.batch_norm(x, weight=put(np.ones(4)), training=True)
