@@ -1,8 +1,9 @@
 """Everything that needs a GPU, in one command of at most ten minutes: `python bench/gpu.py`.
 
-Runs the tests marked gpu, compute-sanitizer on a short set of them where it is installed, and a benchmark against
-PyTorch, cuDNN, CuPy's formula and a copy on the device. Writes bench/results/<gpu>.json and <gpu>.md. What is missing
-(a GPU, a library, a tool) is reported as skipped; nothing has to be installed but NumPy, Numba and pytest.
+Runs the tests marked gpu, compute-sanitizer on a short set of them where it is installed, compares what nbbn's plans
+choose with what they do not, and runs a benchmark against PyTorch, cuDNN, CuPy's formula and a copy on the device.
+Writes bench/results/<gpu>.json and <gpu>.md. What is missing (a GPU, a library, a tool) is reported as skipped;
+nothing has to be installed but NumPy, Numba and pytest.
 
 Times are medians of CUDA events around repeated calls, on sets of buffers that take turns and together are larger
 than the second-level cache three times over; GB/s are bytes that must move, each array once. "host" is the time a
@@ -22,11 +23,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from gpu_contenders import CASES, OPERATIONS, TRAFFIC, contenders, make_inputs  # noqa: E402
+from gpu_contenders import (  # noqa: E402
+    AT_ONCE,
+    CASES,
+    OPERATIONS,
+    TRAFFIC,
+    cache_size,
+    contenders,
+    host_calls,
+    launched_by_numba,
+    make_inputs,
+)
 
 import nbbn  # noqa: E402
 from nbbn.config import describe  # noqa: E402
 
+STEPS = ("tests", "sanitizer", "choices", "benchmark")
+TESTS = ("tests/test_cuda_gpu.py", "tests/test_cuda_gpu_launches.py")
 SANITIZED = "tests/test_cuda_gpu.py::test_short_set_for_the_sanitizer"
 
 
@@ -55,9 +68,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=560, help="time for everything")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="where results are written")
-    parser.add_argument("--only", nargs="+", choices=("tests", "sanitizer", "benchmark"), help="steps to run")
+    parser.add_argument(
+        "--only", nargs="+", choices=("tests", "sanitizer", "choices", "benchmark"), help="steps to run"
+    )
     options = parser.parse_args()
-    wanted = options.only or ["tests", "sanitizer", "benchmark"]
+    wanted = options.only or ["tests", "sanitizer", "choices", "benchmark"]
     steps = Steps(options.seconds)
     about = describe()
     has_gpu = "cuda" in nbbn.available_backends()
@@ -69,6 +84,8 @@ def main() -> int:
     if "sanitizer" in wanted:
         failed |= run_sanitizer(steps, has_gpu)
     entries: list[dict[str, Any]] = []
+    if "choices" in wanted:
+        run_choices(steps, has_gpu)
     if "benchmark" in wanted:
         entries = run_benchmark(steps, has_gpu)
     if has_gpu:
@@ -78,7 +95,7 @@ def main() -> int:
 
 def run_tests(steps: Steps, has_gpu: bool, seconds: float) -> bool:
     """The tests marked gpu; without a GPU they say themselves that they are skipped. True if they failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_cuda_gpu.py", *QUIET]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *TESTS, *QUIET]
     status, text = _run(command, seconds)
     lines = text.strip().splitlines()
     summary = lines[-1] if lines else "no output"
@@ -103,6 +120,46 @@ def run_sanitizer(steps: Steps, has_gpu: bool) -> bool:
         steps.note(tool, f"exit {status}: {found[-1] if found else text.strip()[-200:]}")
         failed |= status == 9
     return failed
+
+
+def run_choices(steps: Steps, has_gpu: bool) -> None:
+    """nbbn against itself: one launch and two, and what a call costs the host by each way."""
+    torch = _import("torch")
+    if not has_gpu or torch is None or not torch.cuda.is_available():
+        steps.note("choices", "skipped, " + ("no PyTorch with CUDA" if has_gpu else "no GPU"))
+        return
+    for shape in AT_ONCE:
+        sets = [make_inputs(torch, shape, False, "float32") for _ in range(6)]
+        for operation in ("training", "backward"):
+            _, call = next(contenders(torch, operation, sets[0]))
+            times: dict[str, list[float]] = {"one launch": [], "two": []}
+            for _ in range(3):  # taking turns
+                for name, l2_bytes in (("one launch", None), ("two", 0)):
+                    with cache_size(l2_bytes):
+                        times[name].append(measure(torch, call, sets, 0.05, 5)[0])
+            micros = {name: round(1e6 * sorted(t)[1], 2) for name, t in times.items()}
+            steps.note(f"{operation} {'x'.join(map(str, shape))}", f"{micros} us")
+    calls = host_calls(make_inputs(torch, (8, 64, 14, 14), False, "float32"))
+    host: dict[str, list[float]] = {}
+    for _ in range(5):
+        for by_numba in (True, False):
+            with launched_by_numba(by_numba):
+                for name, call in calls.items():
+                    label = f"{name}, {'by Numba' if by_numba else 'directly'}"
+                    host.setdefault(label, []).append(_until_it_returns(torch, call))
+    steps.note("host", {name: f"{1e6 * sorted(t)[2]:.1f} us" for name, t in host.items()})
+
+
+def _until_it_returns(torch: Any, call: Any) -> float:
+    """Seconds until a call returns, the queue never full: the median of 100."""
+    times = []
+    for k in range(105):
+        if k % 5 == 0:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return sorted(times[5:])[50]
 
 
 def run_benchmark(steps: Steps, has_gpu: bool) -> list[dict[str, Any]]:

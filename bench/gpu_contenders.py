@@ -1,6 +1,11 @@
-"""What `gpu.py` compares: nbbn, PyTorch's own kernels, cuDNN, CuPy's textbook formula, and a copy on the device."""
+"""What `gpu.py` compares: nbbn, PyTorch's own kernels, cuDNN, CuPy's textbook formula, and a copy on the device.
+
+And nbbn with itself: training and backward in one launch and in two, calls with and without what is remembered of
+them, launches by Numba and without it.
+"""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +29,13 @@ CASES = [
 ]
 
 OPERATIONS = ("statistics", "training", "evaluation", "backward")
+
+#: Shapes that one launch serves on most devices: a channel per block, and little work.
+AT_ONCE = [
+    ((64, 256, 28, 28), False, "float32"),
+    ((128, 512, 14, 14), False, "float32"),
+    ((8, 32, 24, 24), False, "float32"),
+]
 
 #: Arrays of x's size that must be read and written, each once.
 TRAFFIC = {"statistics": 1, "training": 2, "evaluation": 2, "backward": 3, "copy": 2}
@@ -143,3 +155,57 @@ def _cupy(operation: str, given: Inputs) -> Iterator[tuple[str, Callable[[Inputs
         yield "CuPy formula", training
     elif operation == "statistics":
         yield "CuPy formula", lambda s: (seen(s.x).mean(axes, dtype="float32"), seen(s.x).var(axes, dtype="float32"))
+
+
+@contextmanager
+def cache_size(l2_bytes: int | None) -> Iterator[None]:
+    """Plans for a second-level cache of another size within: 0 forbids single launches; None: as it is."""
+    import nbbn.cuda
+    from nbbn.cuda import warm
+
+    before = nbbn.cuda.properties
+
+    def properties(device: int | None) -> Any:
+        real = before(device)
+        return real if l2_bytes is None else type(real)(real.multiprocessors, l2_bytes)
+
+    warm._known.clear()
+    nbbn.cuda.properties = properties  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nbbn.cuda.properties = before
+        warm._known.clear()
+
+
+@contextmanager
+def launched_by_numba(wanted: bool) -> Iterator[None]:
+    """Whether Numba packs the arguments of every launch within, or only of the first."""
+    from nbbn.cuda import launcher, recipes, warm
+
+    def forget() -> None:
+        warm._known.clear()
+        for made in (recipes.statistics, recipes.affine, recipes.training, recipes.gradient_totals, recipes.gradients):
+            made.cache_clear()
+
+    before = launcher._is_known
+    forget()
+    launcher._is_known = lambda: not wanted
+    try:
+        yield
+    finally:
+        launcher._is_known = before
+        forget()
+
+
+def host_calls(given: Inputs) -> dict[str, Callable[[], object]]:
+    """Training, by the public function and by what remembers calls."""
+    import nbbn
+    from nbbn.cuda import warm
+
+    s = given
+    arrays = s.x, s.running_mean, s.running_var, s.weight, s.bias
+    return {
+        "public": lambda: nbbn.batch_norm(*arrays, True, MOMENTUM, EPS, out=s.out),
+        "remembered": lambda: warm.train(*arrays, MOMENTUM, EPS, 1, 1, None, None, s.out, False),
+    }

@@ -18,6 +18,9 @@ Array = npt.NDArray[Any]
 #: What statistics, parameters and running arrays are kept in.
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
+#: First parts of the names of modules that JAX's arrays are from.
+_JAX = frozenset({"jax", "jaxlib"})
+
 # comparing dtypes takes three times as long as comparing their characters
 _FLOAT_CHARS = frozenset(dtype.char for dtype in FLOATS)
 _INTEGER_CHARS = frozenset("?bBhHiIlLqQ")
@@ -72,7 +75,7 @@ def numpy_array(name: str, value: Any) -> Array:
     library = _library(value)
     if library == "torch" and hasattr(value, "numpy"):
         return _torch_in_host_memory(name, value)
-    if library in {"jax", "jaxlib"} and hasattr(value, "__array__"):
+    if library in _JAX and hasattr(value, "__array__"):
         return np.asarray(value)  # read-only, over the same memory
     advice = f"; pass numpy.asarray({name})" if isinstance(value, list | tuple | int | float | np.generic) else ""
     raise TypeError(f"{name}: expected a NumPy array, got {_kind(value)}{advice}")
@@ -121,7 +124,7 @@ def returned(computed: Array, out: Any, like: Any) -> Any:
     if out is not None:
         return out
     if on_device(computed):
-        return computed.owner  # type: ignore[attr-defined]
+        return computed.library.finished(computed.owner)  # type: ignore[attr-defined]
     if type(like) is np.ndarray:
         return computed
     library = _library(like)
@@ -130,7 +133,7 @@ def returned(computed: Array, out: Any, like: Any) -> Any:
         if computed.dtype.name == "bfloat16":
             return torch.from_numpy(computed.view(np.uint16)).view(torch.bfloat16)
         return torch.from_numpy(computed)
-    if library in {"jax", "jaxlib"}:
+    if library in _JAX:
         return sys.modules["jax"].numpy.asarray(computed)
     return computed
 
@@ -140,13 +143,14 @@ def full(channels: int, value: float, dtype: np.dtype[Any], like: Any) -> Any:
     values = np.full(channels, value, dtype)
     if like is None:
         return values
+    if _library(like) in _JAX:
+        advice = "one of CuPy or PyTorch" if _jax_is_on_cuda(like) else "a NumPy array"
+        raise TypeError(f"like: expected an array that can be updated in place, got a JAX array; pass {advice}")
     model = any_array("like", like)
     if on_device(model):
         array = model.empty((channels,), dtype)  # type: ignore[attr-defined]
         array.library.fill(array.owner, values)
         return array.owner
-    if _library(like) in {"jax", "jaxlib"}:
-        raise TypeError("like: expected an array that can be updated in place, got a JAX array; pass a NumPy array")
     return returned(values, None, like)
 
 
@@ -193,8 +197,15 @@ def _kind(value: Any) -> str:
     return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
+_libraries: dict[type, str] = {}
+
+
 def _library(value: Any) -> str:
-    return type(value).__module__.partition(".")[0]
+    cls = type(value)
+    found = _libraries.get(cls)
+    if found is None:
+        found = _libraries[cls] = cls.__module__.partition(".")[0]
+    return found
 
 
 def has_cuda_memory(value: Any) -> bool:
@@ -204,9 +215,19 @@ def has_cuda_memory(value: Any) -> bool:
         return hasattr(type(value), "__cuda_array_interface__")
     if library == "torch":  # its CPU tensors have the attribute too, and raise
         return bool(getattr(value, "is_cuda", False))
+    if library in _JAX:  # its bfloat16 arrays have no such interface
+        return _jax_is_on_cuda(value)
     try:
         return hasattr(value, "__cuda_array_interface__")
     except Exception:  # what an attribute raises is not what is wrong with the argument
+        return False
+
+
+def _jax_is_on_cuda(value: Any) -> bool:
+    devices = getattr(value, "devices", None)
+    try:
+        return devices is not None and any(device.platform in {"gpu", "cuda"} for device in devices())
+    except TypeError:  # a tracer, whose values are nowhere
         return False
 
 

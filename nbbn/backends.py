@@ -15,6 +15,9 @@ from nbbn.arrays import Array, empty, on_device
 #: Every backend this version has, and the module that is it. Imported when first needed.
 _MODULES = {"numpy": "nbbn.reference", "cpu": "nbbn.cpu", "cuda": "nbbn.cuda"}
 
+#: `nbbn.cuda.warm`, once an array on a device was seen: the short way of calls on such arrays.
+warm: Any = None
+
 _forced: ContextVar[str | None] = ContextVar("nbbn_backend", default=None)
 
 
@@ -195,12 +198,21 @@ def serving(x: Array) -> Backend:
     return _load(forced or "cpu")
 
 
+def forced() -> str | None:
+    """The backend that `use_backend` chose."""
+    return _forced.get()
+
+
 def cuda() -> Any:
     """The CUDA backend; `RuntimeError` says what is missing where it cannot run."""
     missing = _missing_for_cuda()
     if missing is not None:
         raise RuntimeError(f"CUDA: {missing}")
-    return _load("cuda")
+    global warm
+    backend = _load("cuda")
+    if warm is None:
+        warm = import_module("nbbn.cuda.warm")
+    return backend
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from typing import Literal, overload
 
-from nbbn import checks, placement, quick
+from nbbn import backends, checks, placement, quick
 from nbbn.arrays import Array, empty, in_host_memory, parameter_dtype, returned
 from nbbn.backends import RunningUpdate
 from nbbn.checks import Activation, NonFinite
@@ -75,6 +75,10 @@ def normalize(
         y = quick.evaluate(x, mean, var, weight, bias, eps, axis, out)
         if y is not None:
             return y
+    if backends.warm is not None:
+        short: Array | None = backends.warm.normalize(x, mean, var, weight, bias, eps, axis, residual, activation, out)
+        if short is not None:
+            return short
     given_x, x = x, checks.data("x", x)
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
@@ -301,6 +305,13 @@ def forward(
         done = quick.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, ddof, out, need_stats)
         if done is not None:
             return *done, 0
+    if backends.warm is not None and where is None and decay is None and nonfinite is _PROPAGATE:
+        done = backends.warm.forward(
+            x, running_mean, running_var, weight, bias, training, momentum, eps, axis, ddof, residual, activation, out,
+            need_stats,
+        )  # fmt: skip
+        if done is not None:
+            return *done, 0
     training = checks.flag("training", training)
     given_x, x = x, checks.float_data("x", x, "in training") if training else checks.data("x", x)
     channel = checks.channel_axis(x, axis)
@@ -428,6 +439,8 @@ def batch_norm_backward(
     (array([ 0.109, -0.152,  0.044]), array([-1.019]), array([1.]))
     """
     done = quick.backward(grad_out, x, mean, var, weight, eps, axis, out) if training is True else None
+    if done is None and training is True and backends.warm is not None:
+        done = backends.warm.backward(grad_out, x, mean, var, weight, eps, axis, out)
     if done is not None:
         return done
     given_x, x = x, checks.float_data("x", x, "in backward")

@@ -1,12 +1,14 @@
 """Arrays on a device as geometry and address: nothing is read, so host memory can stand in, and no GPU is needed."""
 
+import gc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from nbbn import checks, layout
-from nbbn.cuda import device, libraries
+import nbbn
+from nbbn import arrays, checks, layout
+from nbbn.cuda import device, dlpack, libraries
 
 VALUES = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
 
@@ -87,10 +89,57 @@ def test_devices_are_told_apart():
     checks.same_place(first, weight=first, bias=None)
 
 
-def test_jax_arrays_are_refused_with_advice():
-    array = type("Array", (), {"__module__": "jaxlib._jax", "__cuda_array_interface__": {}})()
-    with pytest.raises(TypeError, match=r"x: .*JAX array on a CUDA device; pass cupy.from_dlpack\(x\)"):
-        device.view("x", array)
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "bool", "int32", "uint8"])
+def test_capsules_as_jax_makes_and_takes_them(kind):
+    jax = pytest.importorskip("jax")
+    x = jax.numpy.arange(24).reshape(2, 3, 4).astype(kind)
+    seen = dlpack.look(x.__dlpack__())
+    assert seen.address == x.unsafe_buffer_pointer()
+    assert (seen.shape, seen.strides) in [((2, 3, 4), (12, 4, 1)), ((2, 3, 4), None)]
+    assert seen.dtype.name == kind
+    assert seen.device == 0
+    dlpack.free()
+    before = len(dlpack._handed_over)
+    # what is handed over is a GPU's memory there, and the host's here
+    memory = np.zeros(24 * seen.dtype.itemsize + 64, np.uint8)
+    memory = memory[-memory.ctypes.data % 64 :][: 24 * seen.dtype.itemsize]
+    memory[:] = np.asarray(x).reshape(-1).view(np.uint8)
+    turned = Handed(memory, (4, 2, 3), (1, 12, 4), seen.dtype)
+    y = jax.dlpack.from_dlpack(turned)
+    assert y.unsafe_buffer_pointer() == memory.ctypes.data, "nothing was copied"
+    assert str(y.dtype) == kind
+    assert (np.asarray(y) == np.asarray(x).transpose(2, 0, 1)).all()
+    assert len(dlpack._handed_over) == before + 1
+    del y
+    gc.collect()
+    assert len(dlpack._handed_over) == before
+    assert len(dlpack._given_back) == 1
+    dlpack.free()
+    turned.__dlpack__()  # nobody takes it
+    assert len(dlpack._handed_over) == before
+
+
+class Handed:
+    """Host memory, handed over."""
+
+    def __init__(self, memory, shape, strides, dtype):
+        self.memory, self.shape, self.strides, self.dtype = memory, shape, strides, dtype
+
+    def __dlpack_device__(self):
+        return dlpack.CPU, 0
+
+    def __dlpack__(self, **_):
+        place = self.memory.ctypes.data
+        return dlpack.capsule(place, self.shape, self.strides, self.dtype, self.__dlpack_device__(), self.memory)
+
+
+def test_where_an_array_of_jax_is():
+    jax = pytest.importorskip("jax")
+    x = jax.numpy.ones((4, 3))
+    assert not arrays.has_cuda_memory(x)
+    assert type(arrays.any_array("x", x)) is np.ndarray
+    with pytest.raises(jax.errors.TracerArrayConversionError):  # inside a compiled function there are no values
+        jax.jit(nbbn.batch_stats)(x)
 
 
 def test_pytorch_tensors():

@@ -256,7 +256,7 @@ def test_short_set_for_the_sanitizer():
     """A few launches of every kernel: what compute-sanitizer watches. With Numba's own arrays, nothing else loaded."""
     from numba import cuda
 
-    for shape in ((3, 4, 1500), (64, 3, 49), (300, 64)):
+    for shape in ((3, 4, 1500), (3, 2, 20_000), (64, 3, 49), (300, 64)):
         x = cuda.to_device(data(shape))
         y, stats = nbbn.batch_norm(x, training=True, return_stats=True)
         expected = nbbn.batch_norm(data(shape), training=True)

@@ -1,13 +1,16 @@
 """Launch plans: pure functions of geometry and device. No GPU is needed."""
 
+import ctypes
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from nbbn.cuda import launch
+from nbbn.cuda import launch, launcher
 from nbbn.cuda.launch import Columns, Device, Layout, Rows
 
-H100, SMALL = Device(132), Device(4)
+H100, SMALL = Device(132, 50 << 20), Device(4, 1 << 18)
 
 
 def layout(outer, channels, inner, itemsize=4, packed=True):
@@ -45,6 +48,7 @@ def test_plans_cover_every_value_and_fit_the_device(shape, itemsize, device, red
         assert channels * inner % plan.lanes == 0, "the last vector of a row is whole"
         assert plan.tiles * plan.channels >= channels > (plan.tiles - 1) * plan.channels
         assert plan.across * plan.lanes == plan.channels * inner
+        assert plan.lanes <= launch.COLUMN_LANES
         assert plan.across * plan.deep <= plan.threads
         assert plan.channels * inner <= launch.COLUMN_THREADS // 2 * plan.lanes, "shared memory has room for that"
         assert 1 <= plan.splits <= outer
@@ -83,6 +87,49 @@ def test_few_rows_are_not_shared_for_nothing():
     assert launch.plan(layout(1, 1, 1), H100, True).blocks == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "at_once"),
+    [
+        ((64, 256, 784), True),  # 256 channels of 200 kB on 132 multiprocessors: two turns, 26 MB at one time
+        ((128, 512, 196), True),
+        ((64, 256, 3136), False),  # 132 channels of 800 kB do not stay in the cache
+        ((32, 64, 3136), False),  # half of the multiprocessors would idle
+        ((64, 140, 784), False),  # all but 8 of them in the second turn
+        ((4, 3, 1024), True),  # little work: not worth a second block, nor a second launch
+        ((64, 64, 12544), False),
+        ((64, 512, 49), False),  # columns
+    ],
+)
+def test_training_in_one_launch(shape, at_once):
+    whole = layout(*shape)
+    plan = launch.plan(whole, H100, True)
+    assert launch.in_one_launch(whole, plan, H100) is at_once
+    if at_once:
+        assert plan.parts == 1
+        assert plan.threads <= launch.ALONE_THREADS
+    assert not launch.in_one_launch(whole, plan, Device(132, 1 << 10))
+
+
+def test_backward_reads_two_arrays_twice():
+    whole = layout(128, 512, 196)
+    both = dataclasses.replace(whole, arrays=2)
+    for device, at_once in ((H100, True), (Device(132, 24 << 20), False)):
+        assert launch.in_one_launch(whole, launch.plan(whole, device, True), device)
+        assert launch.in_one_launch(both, launch.plan(both, device, True), device) is at_once
+
+
+def test_what_a_small_cache_changes():
+    """The same device with less cache takes channels apart: nothing is gained by having one for oneself."""
+    whole = layout(64, 256, 784)
+    assert launch.plan(whole, H100, True).parts == 1
+    assert launch.plan(whole, Device(132, 4 << 20), True).parts > 1
+
+
+def test_what_is_asked_of_a_device():
+    asked = SimpleNamespace(MULTIPROCESSOR_COUNT=132, L2_CACHE_SIZE=50 << 20)
+    assert Device.of(asked) == H100
+
+
 def test_alignment():
     assert launch.alignment(4, 4, (256, 64)) == 4
     assert launch.alignment(4, 4, (256, 24)) == 2
@@ -104,3 +151,91 @@ def test_plans_are_frozen_and_found_again():
     assert launch.plan(layout(32, 64, 3136), H100, True) is plan
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.parts = 3
+
+
+# --- launching without Numba -----------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """A dispatcher as numba-cuda 0.30 leaves it after a launch."""
+
+    def __init__(self):
+        function = SimpleNamespace(kernel="loaded")
+        library = SimpleNamespace(get_cufunc=lambda: function)
+        self.overloads = {"signature": SimpleNamespace(_codelibrary=library)}
+        self.launched = []
+
+    def __getitem__(self, configuration):
+        launches = self.launched
+
+        class Configured:
+            stream = "stream"
+
+            def __call__(self, *arguments):
+                launches.append((configuration, arguments))
+
+        return Configured()
+
+
+@pytest.fixture
+def core(monkeypatch):
+    """cuda.core, that notes what it is asked to launch."""
+    launched = []
+    module = SimpleNamespace(
+        LaunchConfig=lambda grid, block: (grid, block), launch=lambda *arguments: launched.append(arguments)
+    )
+    monkeypatch.setitem(sys.modules, "cuda.core", module)
+    monkeypatch.setattr(launcher, "_is_known", lambda: True)
+    monkeypatch.setattr(launcher.memory, "is_only_one_device", lambda: True)
+    monkeypatch.setattr(launcher.memory, "queue_of", lambda stream: stream)
+    monkeypatch.setattr(launcher.cuda, "current_context", lambda: None, raising=False)
+    return launched
+
+
+def test_numba_launches_once(core):
+    kernel, place = Kernel(), launcher.Place(0, 7)
+    launch = launcher.Launch(kernel, 12, 256)
+    for n in range(3):
+        launch(place, n, 0.5)
+    assert kernel.launched == [((12, 256, 7), (0, 0.5))]
+    assert core == [("stream", (12, 256), "loaded", n, 0.5) for n in (1, 2)]
+    launch(launcher.Place(0, 8), 3)
+    assert len(kernel.launched) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch, kernel: patch.setattr(launcher, "_is_known", lambda: False),
+        lambda patch, kernel: patch.setitem(sys.modules, "cuda.core", None),
+        lambda patch, kernel: kernel.overloads.clear(),
+        lambda patch, kernel: kernel.overloads.update(another=1),
+        lambda patch, kernel: vars(kernel.overloads["signature"]).clear(),
+    ],
+)
+def test_numba_launches_always_where_the_rest_is_not_known(monkeypatch, core, change):
+    kernel = Kernel()
+    change(monkeypatch, kernel)
+    launch = launcher.Launch(kernel, 12, 256)
+    for n in range(3):
+        launch(launcher.Place(0, 0), n)
+    assert [arguments for _, arguments in kernel.launched] == [(0,), (1,), (2,)]
+    assert core == []
+
+
+def test_releases(monkeypatch):
+    monkeypatch.setattr(launcher.metadata, "version", lambda _: "0.30.4")
+    assert not launcher._is_known(), "only if it is asked for"
+    monkeypatch.setenv("NBBN_CUDA_CORE_LAUNCH", "1")
+    for release, known in (("0.30.4", True), ("0.31.0", False), ("1.0", False)):
+        monkeypatch.setattr(launcher.metadata, "version", lambda _, release=release: release)
+        assert launcher._is_known() is known
+
+
+def test_numbers_are_packed_as_kernels_take_them():
+    """What cuda.core makes of integers and floats: 8 bytes each, as the kernels' int64 and float64."""
+    handler = pytest.importorskip("cuda.core._kernel_arg_handler")
+    packed = handler.ParamHolder((2**40, -5, 0.1))
+    places = ctypes.cast(packed.ptr, ctypes.POINTER(ctypes.c_void_p))
+    assert [ctypes.c_int64.from_address(places[k]).value for k in (0, 1)] == [2**40, -5]
+    assert ctypes.c_double.from_address(places[2]).value == 0.1

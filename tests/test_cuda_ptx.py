@@ -19,17 +19,23 @@ from nbbn.cuda import (
     affine_rows,
     channels,
     gradient_sums,
+    gradients_rows,
     input_gradient,
     masked,
     moments_columns,
     moments_rows,
     simd,
+    train_rows,
 )
 from nbbn.cuda.jit import device
+from nbbn.cuda.storage import KINDS
 
 TABLE = Path(__file__).with_name("registers.json")
 LANES = {"float32": 4, "float16": 8, "bfloat16": 8, "float64": 2}
-VECTOR = {"float32": "v4", "float16": "v4", "bfloat16": "v4", "float64": "v2"}
+VECTOR = {
+    "float32": "v4", "float16": "v4", "bfloat16": "v4", "float64": "v2", "int16": "v2", "int32": "v4", "uint8 8": "v2",
+    "uint8 16": "v4",
+}  # fmt: skip
 
 #: name: (how to make the kernel for a kind and a number of lanes, whether it stores data)
 FAMILIES = {
@@ -37,14 +43,19 @@ FAMILIES = {
     "moments columns": (moments_columns.source, False),
     "affine rows": (lambda kind, lanes: affine_rows.source(kind, kind, kind, lanes), True),
     "affine columns": (lambda kind, lanes: affine_columns.source(kind, kind, kind, lanes), True),
+    "train rows": (lambda kind, lanes: train_rows.source(kind, kind, kind, lanes), True),
     "gradient sums rows": (lambda kind, lanes: gradient_sums.rows_source(kind, kind, lanes), False),
     "gradient sums columns": (lambda kind, lanes: gradient_sums.columns_source(kind, kind, lanes), False),
+    "gradients rows": (lambda kind, lanes: gradients_rows.source(kind, kind, kind, lanes), True),
     "input gradient rows": (lambda kind, lanes: input_gradient.rows_source(kind, kind, kind, lanes), True),
     "input gradient columns": (lambda kind, lanes: input_gradient.columns_source(kind, kind, kind, lanes), True),
 }
 CASES = [(family, kind, lanes) for family in FAMILIES for kind, lanes in LANES.items()]
 CASES += [(family, "float32", 1) for family in FAMILIES]
-CASES += [("moments rows", "uint8", 1), ("moments columns", "int64", 1)]
+CASES += [
+    ("moments rows", "uint8", 1), ("moments columns", "int64", 1), ("moments rows", "uint8", 16),
+    ("moments columns", "uint8", 8), ("moments rows", "int16", 4), ("moments columns", "int32", 4),
+]  # fmt: skip
 SINGLE = {
     "ema": channels.ema_source,
     "merge": channels.merge_source,
@@ -85,8 +96,19 @@ def test_kernels(case, architecture):
     family, kind, lanes = case
     make, stores = FAMILIES[family]
     compiled = ptx.compile_kernel(make(kind, lanes), architecture)
-    assert ptx.faults(compiled, VECTOR[kind] if lanes > 1 else None, kind != "float64", stores) == []
+    vector = (VECTOR.get(kind) or VECTOR[f"{kind} {lanes}"]) if lanes > 1 else None
+    assert ptx.faults(compiled, vector, KINDS[kind].narrow_sums, stores) == []
     check_registers(f"{family} {kind} {lanes}", architecture, compiled)
+
+
+def test_normalization_reads_integers_as_wide_as_it_stores():
+    """Four bytes at once beside 16 of float32."""
+    compiled = ptx.compile_kernel(affine_rows.source("uint8", "float32", "float32", 4), (9, 0))
+    assert ptx.faults(compiled, None, True, False) == []
+    hot = [loop for loop in ptx.loops(compiled.ptx) if any("st.global.v4.f32" in line for line in loop)]
+    assert hot
+    assert all(any("ld.global.u32" in line for line in loop) for loop in hot)
+    assert not any("ld.global.u8" in line for loop in hot for line in loop)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -5,14 +5,13 @@ from functools import cache
 from numba import cuda, float32, float64, int64
 
 from nbbn.cuda import formulas, simd
-from nbbn.cuda.jit import kernel
-from nbbn.cuda.reduce import advance
+from nbbn.cuda.jit import device, kernel
+from nbbn.cuda.reduce import advance, part_of, strides_of_block
 from nbbn.cuda.storage import KINDS
 
 
-@cache
-def source(x_name, residual_name, out_name, lanes):
-    """The kernel as plain Python: for the compiler, the simulator and the PTX tests alike."""
+def make_normalized(x_name, residual_name, out_name, lanes):
+    """Normalization of a part of a channel, by a whole block."""
     load, load_one = simd.LOAD[x_name, lanes], simd.LOAD[x_name, 1]
     load_residual, load_one_residual = simd.LOAD[residual_name, lanes], simd.LOAD[residual_name, 1]
     store, store_one = simd.STORE[out_name, lanes], simd.STORE[out_name, 1]
@@ -21,52 +20,28 @@ def source(x_name, residual_name, out_name, lanes):
     cast = simd.narrow if is_narrow else simd.wide
     add, subtract, fma, cut, wide = simd.add, simd.subtract, simd.fma, simd.cut, simd.wide
 
-    def affine_rows(
-        x, x_stride, x_channel, residual, residual_stride, residual_channel, out, out_stride, out_channel,
-        outer, inner, parts, mean, var, divisor, weight, bias, eps, floor, flags,
+    @device
+    def normalized(
+        x, x_start, x_stride, residual, residual_start, residual_stride, out, out_start, out_stride, inner, begin, end,
+        center, scale, shift, floor, flags,
     ):  # fmt: skip
-        shared = cuda.shared.array(3, float64)
-        thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-        # from the end: what was read last, by the kernel before, may still be in the second-level cache
-        block = int64(cuda.gridDim.x) - 1 - int64(cuda.blockIdx.x)
-        c = block // parts
-        part = block - c * parts
-        if thread == 0:
-            center, scale, shift = formulas.affine_coefficients(mean, var, divisor, weight, bias, c, eps, flags)
-            shared[0] = center
-            shared[1] = scale
-            shared[2] = shift
-        cuda.syncthreads()
-        center = shared[0]
-        scale = shared[1]
-        shift = shared[2]
-
-        vectors = outer * inner // lanes
-        begin = vectors * part // parts * lanes
-        end = vectors * (part + 1) // parts * lanes
+        """Store (x - center) * scale + shift of values `begin` to `end`; each channel begins at its start."""
         if is_narrow and not formulas.fits_float32(center, formulas.low_part(center), scale):
-            for position in range(begin + thread, end, threads):
+            for position in range(begin + cuda.threadIdx.x, end, cuda.blockDim.x):
                 o = position // inner
                 i = position - o * inner
-                value = wide(load_one(x, o * x_stride + c * x_channel + i))
+                value = wide(load_one(x, x_start + o * x_stride + i))
                 value = fma(subtract(value, center), scale, shift)
                 if flags & formulas.HAS_RESIDUAL:
-                    place = o * residual_stride + c * residual_channel + i
-                    value = add(value, wide(load_one_residual(residual, place)))
-                store_one(out, o * out_stride + c * out_channel + i, cut(value, floor))
+                    value = add(value, wide(load_one_residual(residual, residual_start + o * residual_stride + i)))
+                store_one(out, out_start + o * out_stride + i, cut(value, floor))
             return
 
         high = arithmetic(center)
         slope = arithmetic(scale)
         offset = arithmetic(formulas.folded_shift(center, scale, shift)) if is_narrow else arithmetic(shift)
         least = arithmetic(floor)
-        x_start, residual_start, out_start = c * x_channel, c * residual_channel, c * out_channel
-        position = begin + thread * lanes
-        o = position // inner
-        i = position - o * inner
-        step = threads * lanes
-        step_o = step // inner
-        step_i = step - step_o * inner
+        position, o, i, step, step_o, step_i = strides_of_block(begin, inner, lanes)
         while position + 3 * step < end:
             p, j = advance(o, i, step_o, step_i, inner)
             q, k = advance(p, j, step_o, step_i, inner)
@@ -97,6 +72,41 @@ def source(x_name, residual_name, out_name, lanes):
             store(out, out_start + o * out_stride + i, cut(u, least))
             o, i = advance(o, i, step_o, step_i, inner)
             position += step
+
+    return normalized
+
+
+@device
+def coefficients_of_block(shared, mean, var, divisor, weight, bias, c, eps, flags):
+    """`formulas.affine_coefficients`, computed by one thread, in every thread of the block."""
+    if cuda.threadIdx.x == 0:
+        center, scale, shift = formulas.affine_coefficients(mean, var, divisor, weight, bias, c, eps, flags)
+        shared[0] = center
+        shared[1] = scale
+        shared[2] = shift
+    cuda.syncthreads()
+    return shared[0], shared[1], shared[2]
+
+
+@cache
+def source(x_name, residual_name, out_name, lanes):
+    """The kernel as plain Python: for the compiler, the simulator and the PTX tests alike."""
+    normalized = make_normalized(x_name, residual_name, out_name, lanes)
+
+    def affine_rows(
+        x, x_stride, x_channel, residual, residual_stride, residual_channel, out, out_stride, out_channel,
+        outer, inner, parts, mean, var, divisor, weight, bias, eps, floor, flags,
+    ):  # fmt: skip
+        shared = cuda.shared.array(3, float64)
+        # from the end: what was read last, by the kernel before, may still be in the second-level cache
+        block = int64(cuda.gridDim.x) - 1 - int64(cuda.blockIdx.x)
+        c = block // parts
+        center, scale, shift = coefficients_of_block(shared, mean, var, divisor, weight, bias, c, eps, flags)
+        begin, end = part_of(outer * inner, lanes, block - c * parts, parts)
+        normalized(
+            x, c * x_channel, x_stride, residual, c * residual_channel, residual_stride, out, c * out_channel,
+            out_stride, inner, begin, end, center, scale, shift, floor, flags,
+        )  # fmt: skip
 
     return affine_rows
 

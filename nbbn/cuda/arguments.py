@@ -1,56 +1,49 @@
 """Arguments of kernels: views and per-channel arrays as addresses, strides and flags."""
 
-from functools import lru_cache
 from typing import Any
 
 from nbbn.cuda import formulas, launch
-from nbbn.cuda.launch import Layout, Rows
+from nbbn.cuda.geometry import Geometry
+from nbbn.cuda.launch import Layout, Plan, Rows
 from nbbn.cuda.storage import WIDEST
 
 
-@lru_cache(4096)
-def find_plan(shape, places, multiprocessors, reduces):
-    """The launch for views of one shape; `places`: of each the address modulo 16, both strides and the kind."""
-    outer, channel_count, inner = shape
-    kinds = [kind for _, _, _, kind in places]
+def find_plan(views: tuple[tuple[Geometry, int], ...], device: launch.Device, reduces: bool) -> Plan:
+    """The launch for canonical views of one shape: of each the geometry, and the address modulo 16."""
+    return launch.plan(layout_of(views), device, reduces)
+
+
+def layout_of(views: tuple[tuple[Geometry, int], ...]) -> Layout:
+    """What plans need to know of canonical views of one shape."""
+    outer, channel_count, inner = views[0][0].shape
+    kinds = [whole.kind for whole, _ in views]
     most = min(min(kind.most_lanes for kind in kinds), WIDEST // max(kind.itemsize for kind in kinds))
     rows = channel_rows = most
-    packed = True
-    for offset, row, channel, kind in places:
+    is_packed = True
+    for (whole, offset), kind in zip(views, kinds, strict=True):
+        row, channel, _ = whole.strides
         steps = (offset, row if outer > 1 else 0)
         rows = min(rows, launch.alignment(kind.itemsize, most, steps))
         all_steps = (*steps, channel if channel_count > 1 else 0)
         channel_rows = min(channel_rows, launch.alignment(kind.itemsize, most, all_steps))
-        packed = packed and (channel_count == 1 or channel == inner * kind.itemsize)
+        is_packed = is_packed and (channel_count == 1 or channel == inner * kind.itemsize)
     itemsize = max(kind.itemsize for kind in kinds)
-    layout = Layout(outer, channel_count, inner, itemsize, rows, channel_rows, packed)
-    return launch.plan(layout, launch.Device(multiprocessors), reduces)
+    return Layout(outer, channel_count, inner, itemsize, rows, channel_rows, is_packed, len(views))
 
 
-def places_of(*arrays):
-    """Address and both strides of every array."""
-    return tuple(p for array in arrays for p in (array.address, *strides_of(array)))
-
-
-def row_places_of(*arrays):
-    """Address and stride along outer of every array, whose rows are packed."""
-    return tuple(p for array in arrays for p in (array.address, strides_of(array)[0]))
-
-
-def shares_of(plan):
+def shares_of(plan: Plan) -> int:
     """How many blocks share a channel."""
     return plan.parts if isinstance(plan, Rows) else plan.splits
 
 
-def tile_of(plan):
+def tile_of(plan: launch.Columns) -> tuple[int, ...]:
     return plan.channels, plan.across, plan.deep, plan.tiles, plan.splits
 
 
-def strides_of(array):
+def steps_of(whole: Geometry) -> tuple[int, int]:
     """Steps along outer and channels, in values."""
-    itemsize = array.kind.itemsize
-    outer, channel, _ = array.strides
-    return outer // itemsize, channel // itemsize
+    outer, channel, _ = whole.strides
+    return outer // whole.itemsize, channel // whole.itemsize
 
 
 _WIDE = {
@@ -59,22 +52,38 @@ _WIDE = {
     "weight": formulas.WIDE_WEIGHT,
     "bias": formulas.WIDE_BIAS,
 }
+_GIVEN = {"weight": formulas.HAS_WEIGHT, "bias": formulas.HAS_BIAS}
 
 
-def parameters_of(**arrays) -> Any:
-    """The arrays, contiguous, and the flags that say which are float64."""
+def flags_of(**arrays: Any) -> int:
+    """Which of weight and bias there are, and which arrays are float64."""
     flags = 0
     for key, array in arrays.items():
-        if array is not None and array.dtype.char == "d":
-            flags |= _WIDE[key]
-    packed = (a if a is None or a.flags.c_contiguous else a.contiguous() for a in arrays.values())
-    return tuple(packed), flags
+        if array is not None:
+            flags |= _GIVEN.get(key, 0) | (_WIDE[key] if array.dtype.char == "d" else 0)
+    return flags
 
 
-def running_of(update) -> Any:
-    """Addresses of the running arrays, momentum, ddof, and flags."""
+def gradient_flags(dtype: Any) -> int:
+    """Whether parameter gradients are float64."""
+    return formulas.WIDE_GRADIENT if dtype.char == "d" else 0
+
+
+def packed(*arrays: Any) -> list[Any]:
+    """The arrays, contiguous: what comes from a library may be a view with strides."""
+    return [a if a is None or a.flags.c_contiguous else a.contiguous() for a in arrays]
+
+
+def running_flags(update: Any) -> int:
+    """Whether there are running arrays, whether they are float64, and what to do with batches that are not finite."""
     if update is None:
-        return (0, 0, 0.0, 0), 0
-    (running_mean, running_var), flags = parameters_of(mean=update.running_mean, var=update.running_var)
-    flags |= formulas.HAS_RUNNING | (formulas.SKIP_NONFINITE if update.skip_nonfinite else 0)
-    return (running_mean.address, running_var.address, float(update.momentum), update.ddof), flags
+        return 0
+    flags = formulas.HAS_RUNNING | flags_of(mean=update.running_mean, var=update.running_var)
+    return flags | (formulas.SKIP_NONFINITE if update.skip_nonfinite else 0)
+
+
+def running_of(update: Any) -> tuple[Any, ...]:
+    """Addresses of the running arrays, which are contiguous, momentum and ddof."""
+    if update is None:
+        return 0, 0, 0.0, 0
+    return update.running_mean.address, update.running_var.address, float(update.momentum), update.ddof

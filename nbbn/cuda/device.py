@@ -4,65 +4,75 @@ Every library's arrays become `DeviceArray`; results are made by the library tha
 pool. Nothing here reads device memory, waits for it, or copies it unless asked to.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from nbbn.cuda.libraries import BFLOAT16, Library, library_of
-from nbbn.cuda.storage import KINDS, Kind
-
-#: By character: the name of a dtype takes NumPy microseconds to spell. Several characters may mean one dtype.
-_KINDS = {char: KINDS[np.dtype(char).name] for char in "?bBhHiIlLqQefd"} | {BFLOAT16.char: KINDS["bfloat16"]}
+from nbbn.cuda.geometry import Flags, Geometry, broadcast, reshaped, shadow_of, transposed
+from nbbn.cuda.libraries import Library, library_of
+from nbbn.cuda.storage import Kind
 
 
 class DeviceArray:
-    """An array on a device. `shadow` has its shape, strides and address, and is never read: NumPy knows the rest."""
+    """An array on a device."""
 
-    __slots__ = ("address", "device", "dtype", "kind", "library", "owner", "shadow")
+    __slots__ = ("address", "device", "geometry", "library", "owner")
 
-    def __init__(self, shadow: np.ndarray, address: int, dtype: Any, owner: Any, library: Library, device: int | None):
-        self.shadow, self.address, self.dtype = shadow, address, dtype
+    def __init__(self, address: int, geometry: Geometry, owner: Any, library: Library, device: int | None):
+        self.address, self.geometry = address, geometry
         self.owner, self.library, self.device = owner, library, device
-        #: How its values lie in memory; None for what kernels cannot read.
-        self.kind: Kind | None = _KINDS.get(dtype.char)
+
+    @property
+    def shadow(self) -> np.ndarray:
+        """A NumPy array of this geometry at this address, never to be read: NumPy knows what arrays overlap."""
+        return _shadow(self.address, self.geometry)
+
+    @property
+    def dtype(self) -> Any:
+        return self.geometry.dtype
+
+    @property
+    def kind(self) -> Kind | None:
+        """How its values lie in memory; None for what kernels cannot read."""
+        return self.geometry.kind
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.shadow.shape
+        return self.geometry.shape
 
     @property
     def strides(self) -> tuple[int, ...]:
-        return self.shadow.strides
+        return self.geometry.strides
 
     @property
     def ndim(self) -> int:
-        return self.shadow.ndim
+        return self.geometry.ndim
 
     @property
     def size(self) -> int:
-        return self.shadow.size
+        return self.geometry.size
 
     @property
     def itemsize(self) -> int:
-        return self.shadow.itemsize
+        return self.geometry.itemsize
 
     @property
-    def flags(self) -> Any:
-        return self.shadow.flags
+    def flags(self) -> Flags:
+        whole = self.geometry
+        return whole.flags_misaligned if self.address % whole.itemsize else whole.flags
 
     def transpose(self, order: tuple[int, ...]) -> "DeviceArray":
         """The same memory with the axes in another order; the owner stays as it is."""
-        return self._with(self.shadow.transpose(order))
+        return self._with(transposed(self.geometry, order))
 
     def reshape(self, shape: tuple[int, ...]) -> "DeviceArray":
         """The same memory in another shape that its strides allow."""
-        shaped = self.shadow.view()
-        shaped.shape = shape  # raises where reshape would copy, that is read
-        return self._with(shaped)
+        return self._with(reshaped(self.geometry, shape))
 
     def broadcast_to(self, shape: tuple[int, ...]) -> "DeviceArray":
         """The same memory, repeated along axes of stride 0."""
-        return self._with(np.broadcast_to(self.shadow, shape))
+        return self._with(broadcast(self.geometry, shape))
 
     def repeated(self, shape: tuple[int, ...]) -> "DeviceArray":
         """`broadcast_to` of the owner too, so that it can be copied."""
@@ -86,28 +96,16 @@ class DeviceArray:
         """A copy in host memory, once it is computed."""
         return self.library.to_host(self.owner)
 
-    def _with(self, shadow: np.ndarray) -> "DeviceArray":
-        return DeviceArray(shadow, self.address, self.dtype, self.owner, self.library, self.device)
+    def _with(self, geometry: Geometry) -> "DeviceArray":
+        return DeviceArray(self.address, geometry, self.owner, self.library, self.device)
+
+
+# an address may stand for other memory later: the same address and geometry are the same shadow all the same
+_shadow = lru_cache(1024)(shadow_of)
 
 
 def view(name: str, value: Any) -> DeviceArray:
     """`value`, an array on a device, as geometry and address."""
     library = library_of(value)
-    address, shape, strides, dtype, device, read_only = library.describe(name, value)
-    stored = np.dtype(np.uint16) if dtype is BFLOAT16 else dtype
-    if 0 in shape or not address:
-        shadow = np.empty(shape, stored)
-    else:
-        shadow = np.asarray(_Interface(address, shape, strides, stored.str, read_only))
-    return DeviceArray(shadow, address, dtype, value, library, device)
-
-
-class _Interface:
-    """What NumPy asks of memory to make an array over it, without reading it."""
-
-    __slots__ = ("__array_interface__",)
-
-    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], typestr: str, read_only: bool):
-        self.__array_interface__ = {
-            "data": (address, read_only), "shape": shape, "strides": strides, "typestr": typestr, "version": 3,
-        }  # fmt: skip
+    address, geometry, device = library.describe(name, value)
+    return DeviceArray(address, geometry, value, library, device)

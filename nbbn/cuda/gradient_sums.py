@@ -7,7 +7,16 @@ from numba import cuda, float32, float64, int32, int64
 from nbbn.cuda import formulas, simd
 from nbbn.cuda.jit import device, kernel
 from nbbn.cuda.lanes import CHANNELS, REPEAT, TAKE
-from nbbn.cuda.reduce import MOST_WARPS, advance, block_sums, is_last, sum_over_parts, two_sum
+from nbbn.cuda.reduce import (
+    MOST_WARPS,
+    advance,
+    block_sums,
+    is_last,
+    part_of,
+    strides_of_block,
+    sum_over_parts,
+    two_sum,
+)
 from nbbn.cuda.storage import KINDS
 from nbbn.cuda.tiles import (
     add_lanes,
@@ -40,9 +49,8 @@ def make_careful_products(load_gradient, load):
     return careful_products
 
 
-@cache
-def rows_source(g_name, x_name, lanes):
-    """The kernel for long rows as plain Python."""
+def make_part_products(g_name, x_name, lanes):
+    """Sums over a part of a channel, by a whole block."""
     load_gradient, load = simd.LOAD[g_name, lanes], simd.LOAD[x_name, lanes]
     is_narrow = KINDS[g_name].narrow and KINDS[x_name].narrow
     arithmetic = float32 if is_narrow else float64
@@ -50,27 +58,14 @@ def rows_source(g_name, x_name, lanes):
     add, subtract, multiply, fma, total_of = simd.add, simd.subtract, simd.multiply, simd.fma, simd.total
     careful_products = make_careful_products(simd.LOAD[g_name, 1], simd.LOAD[x_name, 1])
 
-    def gradient_sums_rows(
-        g, g_stride, g_channel, x, x_stride, x_channel, outer, inner, parts, work, tickets, totals, mean, var, weight,
-        eps, flags, grad_weight, grad_bias,
-    ):  # fmt: skip
-        slots = cuda.shared.array(SLOTS, float64)
-        ticket = cuda.shared.array(1, int32)
-        thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-        c = int64(cuda.blockIdx.x) // parts
-        part = int64(cuda.blockIdx.x) - c * parts
+    @device
+    def part_products(
+        g, g_start, g_stride, x, x_start, x_stride, inner, begin, end, c, mean, var, weight, eps, flags, slots
+    ):
+        """Sums of g and of g * (x - high) of values `begin` to `end`, and what the mean has besides high."""
         center = formulas.parameter(mean, c, flags & formulas.WIDE_MEAN)
         high = arithmetic(center)
-        g_start, x_start = c * g_channel, c * x_channel
-        vectors = outer * inner // lanes
-        begin = vectors * part // parts * lanes
-        end = vectors * (part + 1) // parts * lanes
-        position = begin + thread * lanes
-        o = position // inner
-        i = position - o * inner
-        step = threads * lanes
-        step_o = step // inner
-        step_i = step - step_o * inner
+        position, o, i, step, step_o, step_i = strides_of_block(begin, inner, lanes)
         total = total_low = products = products_low = arithmetic(0)
         while position + step < end:
             p, j = advance(o, i, step_o, step_i, inner)
@@ -100,17 +95,40 @@ def rows_source(g_name, x_name, lanes):
                 g, g_start, g_stride, x, x_start, x_stride, inner, begin, end, float64(high)
             )
             first, second = block_sums(first, second, slots)
+        return first, second, center - float64(high)
+
+    return part_products
+
+
+@cache
+def rows_source(g_name, x_name, lanes):
+    """The kernel for long rows as plain Python."""
+    part_products = make_part_products(g_name, x_name, lanes)
+
+    def gradient_sums_rows(
+        g, g_stride, g_channel, x, x_stride, x_channel, outer, inner, parts, work, tickets, totals, mean, var, weight,
+        eps, flags, grad_weight, grad_bias,
+    ):  # fmt: skip
+        slots = cuda.shared.array(SLOTS, float64)
+        ticket = cuda.shared.array(1, int32)
+        c = int64(cuda.blockIdx.x) // parts
+        part = int64(cuda.blockIdx.x) - c * parts
+        begin, end = part_of(outer * inner, lanes, part, parts)
+        first, second, low = part_products(
+            g, c * g_channel, g_stride, x, c * x_channel, x_stride, inner, begin, end, c, mean, var, weight, eps, flags,
+            slots,
+        )  # fmt: skip
         if parts > 1:
-            if thread == 0:
+            if cuda.threadIdx.x == 0:
                 simd.store_float64(work, 2 * (c * parts + part), first)
                 simd.store_float64(work, 2 * (c * parts + part) + 1, second)
             if not is_last(tickets, c, parts, ticket):
                 return
             first, second = sum_over_parts(work, c * parts, 1, parts, slots)
-        if thread == 0:
+        if cuda.threadIdx.x == 0:
             formulas.finish_gradients(
-                c, first, second, center - float64(high), mean, var, eps, flags, totals, grad_weight, grad_bias
-            )
+                c, first, second, low, mean, var, eps, flags, totals, grad_weight, grad_bias
+            )  # fmt: skip
 
     return gradient_sums_rows
 

@@ -5,9 +5,9 @@ from functools import cache
 from numba import cuda, float32, float64, int32, int64, uint8
 
 from nbbn.cuda import formulas, simd
-from nbbn.cuda.jit import kernel
+from nbbn.cuda.jit import device, kernel
 from nbbn.cuda.lanes import CHANNELS, TAKE
-from nbbn.cuda.reduce import advance
+from nbbn.cuda.reduce import advance, part_of, strides_of_block
 from nbbn.cuda.storage import KINDS
 from nbbn.cuda.tiles import columns_of_tile
 
@@ -17,44 +17,24 @@ def _arithmetic(*names):
     return is_narrow, float32 if is_narrow else float64, simd.narrow if is_narrow else simd.wide
 
 
-@cache
-def rows_source(g_name, x_name, out_name, lanes):
-    """The kernel for long rows as plain Python."""
+def make_applied(g_name, x_name, out_name, lanes):
+    """The input gradient of a part of a channel, by a whole block."""
     load_gradient, load, store = simd.LOAD[g_name, lanes], simd.LOAD[x_name, lanes], simd.STORE[out_name, lanes]
     load_one_gradient, load_one, store_one = simd.LOAD[g_name, 1], simd.LOAD[x_name, 1], simd.STORE[out_name, 1]
     is_narrow, arithmetic, cast = _arithmetic(g_name, x_name, out_name)
     add, subtract, multiply, fma, wide = simd.add, simd.subtract, simd.multiply, simd.fma, simd.wide
 
-    def input_gradient_rows(
-        g, g_stride, g_channel, x, x_stride, x_channel, out, out_stride, out_channel, outer, inner, parts, totals,
-        mean, var, weight, eps, flags,
-    ):  # fmt: skip
-        shared = cuda.shared.array(4, float64)
-        serves = cuda.shared.array(1, int32)
-        thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-        block = int64(cuda.gridDim.x) - 1 - int64(cuda.blockIdx.x)
-        c = block // parts
-        part = block - c * parts
-        if thread == 0:
-            center, scale, slope, offset, served = formulas.input_gradient(
-                c, outer * inner, mean, var, weight, eps, flags, totals
-            )
-            shared[0] = center
-            shared[1] = scale
-            shared[2] = slope
-            shared[3] = offset
-            serves[0] = 1 if served else 0
-        cuda.syncthreads()
+    @device
+    def applied(
+        g, g_start, g_stride, x, x_start, x_stride, out, out_start, out_stride, inner, begin, end, shared, serves
+    ):
+        """Of values `begin` to `end`, with the coefficients that `share_coefficients` left."""
         center = shared[0]
         scale = shared[1]
         slope = shared[2]
         offset = shared[3]
-        vectors = outer * inner // lanes
-        begin = vectors * part // parts * lanes
-        end = vectors * (part + 1) // parts * lanes
-        g_start, x_start, out_start = c * g_channel, c * x_channel, c * out_channel
         if is_narrow and not serves[0]:
-            for position in range(begin + thread, end, threads):
+            for position in range(begin + cuda.threadIdx.x, end, cuda.blockDim.x):
                 o = position // inner
                 i = position - o * inner
                 d = subtract(wide(load_one(x, x_start + o * x_stride + i)), center)
@@ -67,12 +47,7 @@ def rows_source(g_name, x_name, out_name, lanes):
         factor = arithmetic(scale)
         incline = arithmetic(slope)
         constant = arithmetic(offset - slope * low if abs(low) > 0.0 else offset)
-        position = begin + thread * lanes
-        o = position // inner
-        i = position - o * inner
-        step = threads * lanes
-        step_o = step // inner
-        step_i = step - step_o * inner
+        position, o, i, step, step_o, step_i = strides_of_block(begin, inner, lanes)
         while position + step < end:
             p, j = advance(o, i, step_o, step_i, inner)
             a = cast(load_gradient(g, g_start + o * g_stride + i))
@@ -89,6 +64,44 @@ def rows_source(g_name, x_name, out_name, lanes):
             a = cast(load_gradient(g, g_start + o * g_stride + i))
             d = subtract(cast(load(x, x_start + o * x_stride + i)), high)
             store(out, out_start + o * out_stride + i, add(fma(d, incline, multiply(a, factor)), constant))
+
+    return applied
+
+
+@device
+def share_coefficients(shared, serves, c, count, mean, var, weight, eps, flags, totals):
+    """`formulas.input_gradient`, computed by one thread for the block."""
+    if cuda.threadIdx.x == 0:
+        center, scale, slope, offset, served = formulas.input_gradient(
+            c, count, mean, var, weight, eps, flags, totals
+        )  # fmt: skip
+        shared[0] = center
+        shared[1] = scale
+        shared[2] = slope
+        shared[3] = offset
+        serves[0] = 1 if served else 0
+    cuda.syncthreads()
+
+
+@cache
+def rows_source(g_name, x_name, out_name, lanes):
+    """The kernel for long rows as plain Python."""
+    applied = make_applied(g_name, x_name, out_name, lanes)
+
+    def input_gradient_rows(
+        g, g_stride, g_channel, x, x_stride, x_channel, out, out_stride, out_channel, outer, inner, parts, totals,
+        mean, var, weight, eps, flags,
+    ):  # fmt: skip
+        shared = cuda.shared.array(4, float64)
+        serves = cuda.shared.array(1, int32)
+        block = int64(cuda.gridDim.x) - 1 - int64(cuda.blockIdx.x)
+        c = block // parts
+        share_coefficients(shared, serves, c, outer * inner, mean, var, weight, eps, flags, totals)
+        begin, end = part_of(outer * inner, lanes, block - c * parts, parts)
+        applied(
+            g, c * g_channel, g_stride, x, c * x_channel, x_stride, out, c * out_channel, out_stride, inner, begin, end,
+            shared, serves,
+        )  # fmt: skip
 
     return input_gradient_rows
 

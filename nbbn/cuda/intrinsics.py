@@ -77,9 +77,14 @@ def _make_load(kind: Kind, lanes: int):
         def generate(context, builder, signature, arguments):
             words = _words(size)
             loaded = builder.load(_pointer(builder, arguments[0], arguments[1], kind.itemsize, words), align=size)
-            if kind.itemsize == 2 and lanes > 1:  # from words: eight halves would be loaded in two pieces
-                pairs = [(word, builder.lshr(word, _I32(16))) for word in _elements(builder, loaded, lanes // 2)]
-                bits = [builder.trunc(half, _I16) for pair in pairs for half in pair]
+            if kind.itemsize <= 2 and size >= 4:  # from words: eight halves would be loaded in two pieces
+                element, width = ir.IntType(8 * kind.itemsize), 8 * kind.itemsize
+                shifted = [
+                    builder.lshr(word, _I32(place)) if place else word
+                    for word in _elements(builder, loaded, size // 4)
+                    for place in range(0, 32, width)
+                ]
+                bits = [builder.trunc(word, element) for word in shifted]
             else:
                 bits = _elements(builder, builder.bitcast(loaded, _vector(_bit_type(kind), lanes)), lanes)
             values = [_to_float(builder, kind, value) for value in bits]
@@ -117,7 +122,7 @@ def _make_store(kind: Kind, lanes: int):
 
 
 def _lane_counts(kind: Kind):
-    return [n for n in (1, 2, 4, 8) if n <= kind.most_lanes]
+    return [n for n in (1, 2, 4, 8, 16) if n <= kind.most_lanes]
 
 
 #: load(address, index) -> tuple of values, by name of the kind and number of lanes; the place is aligned to its size.

@@ -1,32 +1,30 @@
 """Array libraries: how to look at their arrays on a device, and how to make new ones. None is imported here."""
 
 import sys
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
-
-class BFloat16:
-    """bfloat16 as far as this package asks a dtype: NumPy has none of its own."""
-
-    name, char, kind, itemsize = "bfloat16", "E", "V", 2
-    isnative = True
-
-    def __repr__(self) -> str:
-        return "bfloat16"
-
-
-BFLOAT16 = BFloat16()
+from nbbn.cuda.geometry import Geometry, geometry
+from nbbn.cuda.jax_arrays import Jax
+from nbbn.cuda.storage import BFLOAT16, packed
 
 
 class Library(Protocol):
     """What is asked of an array library."""
 
-    def describe(self, name: str, value: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], Any, int | None, bool]:
-        """Address, shape, strides in bytes, dtype, device number (None: unknown), whether it is read-only."""
+    #: Whether its arrays need nothing before a kernel reads them, nor after it wrote them.
+    is_plain: bool
+
+    def describe(self, name: str, value: Any) -> tuple[int, Geometry, int | None]:
+        """Address, geometry, device number (None: unknown)."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
         """A new array in C order."""
+
+    def address(self, made: Any) -> int:
+        """Where an array begins that `empty` made."""
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         """A view with the axes in another order."""
@@ -49,13 +47,22 @@ class Library(Protocol):
     def stream(self, value: Any, device: int | None) -> int:
         """The stream that the caller's work on this array is queued on."""
 
+    def finished(self, value: Any) -> Any:
+        """What the caller gets for an array that `empty` made, once all work on it is queued."""
+
+
+_known: dict[type, Library] = {}
+
 
 def library_of(value: Any) -> Library:
     """The library whose array this is; any other with a CUDA array interface is served by Numba's arrays."""
-    return LIBRARIES.get(type(value).__module__.partition(".")[0], LIBRARIES["numba"])
+    found = _known.get(type(value))
+    if found is None:
+        found = _known[type(value)] = LIBRARIES.get(type(value).__module__.partition(".")[0], LIBRARIES["numba"])
+    return found
 
 
-def _interface(name: str, value: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], Any, bool]:
+def _interface(name: str, value: Any) -> tuple[int, Geometry]:
     """What every CUDA array says of itself."""
     interface = value.__cuda_array_interface__
     if interface.get("mask") is not None:
@@ -66,24 +73,27 @@ def _interface(name: str, value: Any) -> tuple[int, tuple[int, ...], tuple[int, 
     dtype: Any = BFLOAT16 if "bfloat16" in str(getattr(value, "dtype", "")) else np.dtype(typestr)
     if dtype is not BFLOAT16 and not dtype.isnative:
         raise TypeError(f"{name}: expected native byte order, got dtype {dtype.str!r}")
-    strides = interface.get("strides") or _packed(shape, dtype.itemsize)
-    return int(address or 0), shape, tuple(strides), dtype, bool(read_only)
+    strides = interface.get("strides") or packed(shape, dtype.itemsize)
+    return int(address or 0), geometry(shape, tuple(strides), dtype, not read_only)
 
 
-def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    strides, step = [], itemsize
-    for n in reversed(shape):
-        strides.append(step)
-        step *= n
-    return tuple(reversed(strides))
+class _Own:
+    """A library whose `empty` makes what callers get."""
+
+    is_plain = True
+
+    def address(self, made: Any) -> int:
+        return self.describe("", made)[0]  # type: ignore[attr-defined]
+
+    def finished(self, value: Any) -> Any:
+        return value
 
 
-class _Numba:
+class _Numba(_Own):
     """numba.cuda's own arrays, and those of libraries not known here."""
 
     def describe(self, name: str, value: Any) -> Any:
-        address, shape, strides, dtype, read_only = _interface(name, value)
-        return address, shape, strides, dtype, None, read_only
+        return *_interface(name, value), None
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
         from numba import cuda
@@ -144,10 +154,15 @@ class _Numba:
         return int(value.__cuda_array_interface__.get("stream") or 0)
 
 
-class _CuPy:
+class _CuPy(_Own):
     def describe(self, name: str, value: Any) -> Any:
-        dtype: Any = BFLOAT16 if value.dtype.name == "bfloat16" else value.dtype
-        return value.data.ptr, value.shape, value.strides, dtype, value.device.id, False
+        memory, dtype = value.data, value.dtype
+        if dtype.kind == "V" and dtype.name == "bfloat16":
+            dtype = BFLOAT16
+        return memory.ptr, geometry(value.shape, value.strides, dtype), value.device.id
+
+    def address(self, made: Any) -> int:
+        return made.data.ptr
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
         cupy = sys.modules["cupy"]
@@ -182,19 +197,19 @@ class _CuPy:
         return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
 
 
-class _Torch:
+class _Torch(_Own):
     def describe(self, name: str, value: Any) -> Any:
         if value.requires_grad:
             raise TypeError(f"{name}: expected values, got a torch.Tensor that requires grad; pass {name}.detach()")
-        if str(value.layout) != "torch.strided" or value.is_conj() or value.is_neg():
+        if value.layout is not _torch().strided or value.is_neg():
             raise TypeError(f"{name}: expected a plain strided tensor, got layout {value.layout}")
-        itemsize = value.element_size()
-        strides = tuple(step * itemsize for step in value.stride())
-        return value.data_ptr(), tuple(value.shape), strides, torch_dtype(value.dtype), value.device.index, False
+        return value.data_ptr(), _of_tensor(value.shape, value.stride(), value.dtype), value.get_device()
+
+    def address(self, made: Any) -> int:
+        return made.data_ptr()
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
-        torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, dtype.name), device=torch.device("cuda", device or 0))
+        return _torch().empty(shape, dtype=_dtype_of_torch(dtype), device=_device_of_torch(device or 0))
 
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         return value.permute(order)
@@ -218,25 +233,30 @@ class _Torch:
         return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream)
 
 
-def torch_dtype(dtype: Any) -> Any:
-    """NumPy's name for a dtype of PyTorch."""
+@cache
+def _torch() -> Any:
+    return sys.modules["torch"]
+
+
+@cache
+def _dtype_of_torch(dtype: Any) -> Any:
+    return getattr(_torch(), dtype.name)
+
+
+@cache
+def _device_of_torch(device: int) -> Any:
+    return _torch().device("cuda", device)
+
+
+@lru_cache(4096)
+def _of_tensor(shape: Any, steps: tuple[int, ...], dtype: Any) -> Geometry:
+    """The geometry of a tensor: strides in values."""
     name = str(dtype).rpartition(".")[2]
-    return BFLOAT16 if name == "bfloat16" else np.dtype({"half": "float16"}.get(name, name))
-
-
-class _Jax:
-    """JAX's arrays are read-only values, made by its compiler: a kernel has none to write to."""
-
-    def describe(self, name: str, value: Any) -> Any:
-        raise TypeError(
-            f"{name}: expected an array that a kernel can be given memory beside, got a JAX array on a CUDA device; "
-            f"pass cupy.from_dlpack({name}) or torch.from_dlpack({name}), which copy nothing"
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
+    stored: Any = BFLOAT16 if name == "bfloat16" else np.dtype({"half": "float16"}.get(name, name))
+    return geometry(tuple(shape), tuple(step * stored.itemsize for step in steps), stored)
 
 
 #: By the first part of the name of the module that an array's type is from.
 LIBRARIES: dict[str, Library] = {"numba": _Numba(), "cupy": _CuPy(), "torch": _Torch()}
-LIBRARIES["jax"] = LIBRARIES["jaxlib"] = _Jax()
+# memory of this package belongs to JAX's side: only that needs any
+LIBRARIES["jax"] = LIBRARIES["jaxlib"] = LIBRARIES["nbbn"] = Jax()

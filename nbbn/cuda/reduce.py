@@ -108,6 +108,23 @@ def advance(o, i, rows, columns, inner):
     return o, i
 
 
+@device
+def part_of(values, lanes, part, parts):
+    """(begin, end) of a part of a channel's values, which are numbered row by row: whole vectors."""
+    vectors = values // lanes
+    return vectors * part // parts * lanes, vectors * (part + 1) // parts * lanes
+
+
+@device
+def strides_of_block(begin, inner, lanes):
+    """(position, row, column) of this thread's first vector, and the step to its next one: values, rows, columns."""
+    position = begin + int64(cuda.threadIdx.x) * lanes
+    o = position // inner
+    step = int64(cuda.blockDim.x) * lanes
+    step_o = step // inner
+    return position, o, position - o * inner, step, step_o, step - step_o * inner
+
+
 def make_careful_sums(load):
     """Sums in float64, value by value: for constant, huge, denormal and non-finite data, and for a bad origin."""
 

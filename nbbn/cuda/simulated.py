@@ -108,7 +108,7 @@ def _make_store(kind: Kind, lanes: int):
 
 
 def _lane_counts(kind: Kind):
-    return [n for n in (1, 2, 4, 8) if n <= kind.most_lanes]
+    return [n for n in (1, 2, 4, 8, 16) if n <= kind.most_lanes]
 
 
 LOAD = {(kind.name, n): _make_load(kind, n) for kind in KINDS.values() for n in _lane_counts(kind)}

@@ -4,6 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+
+class BFloat16:
+    """bfloat16 as far as this package asks a dtype: NumPy has none of its own."""
+
+    name, char, kind, itemsize = "bfloat16", "E", "V", 2
+    isnative = True
+
+    def __repr__(self) -> str:
+        return "bfloat16"
+
+
+BFLOAT16 = BFloat16()
+
 #: Bytes of one load or store at best.
 WIDEST = 16
 
@@ -25,8 +38,8 @@ class Kind:
 
     @property
     def most_lanes(self) -> int:
-        """Values in the widest load; integers are read one by one."""
-        return 1 if self.integer else WIDEST // self.itemsize
+        """Values in the widest load; of 16-bit integers, which are added up in float64, half as many."""
+        return WIDEST // self.itemsize // (2 if self.integer and self.itemsize == 2 else 1)
 
 
 def _integer(name: str) -> Kind:
@@ -48,3 +61,12 @@ KINDS = {
 
 #: Least mean square of float32 deviations: below, squares lose digits to denormals.
 LEAST_SQUARE = 1e-30
+
+
+def packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides in bytes of an array in C order."""
+    strides, step = [], itemsize
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))

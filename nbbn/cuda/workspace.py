@@ -5,12 +5,11 @@ each group puts them back.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
+from nbbn.cuda import memory
 from nbbn.cuda.jit import SIMULATED
 
 #: Tickets and pairs of float64 that a workspace has at least.
@@ -44,9 +43,10 @@ def workspace(device: int | None, stream: int, tickets: int, pairs: int) -> Work
         if found is not None:
             _outgrown.append(found)
             pairs, tickets = max(pairs, 2 * found.pair_count), max(tickets, 2 * found.ticket_count)
-        counters, memory = _zeros(tickets + 1), _memory(2 * pairs)
-        start = _address(counters)
-        found = Workspace(counters, tickets + 1, memory, pairs, start, start + 4, _address(memory))
+        with memory.there(device):
+            counters, room = memory.zeros(tickets + 1), memory.allocate(16 * pairs)
+        start = memory.address_of(counters)
+        found = Workspace(counters, tickets + 1, room, pairs, start, start + 4, memory.address_of(room))
         _spaces[device, stream] = found
     return found
 
@@ -57,7 +57,7 @@ def read_skipped(space: Workspace, stream: int) -> int:
         count = space.tickets.view(np.int32)
         number, count[0] = int(count[0]), 0
         return number
-    queue = queue_of(stream)
+    queue = memory.queue_of(stream)
     first = space.tickets[:1]
     number = int(first.copy_to_host(stream=queue)[0]) if queue == 0 else _read(first, queue)
     if number:
@@ -69,31 +69,3 @@ def _read(first: Any, queue: Any) -> int:
     host = first.copy_to_host(stream=queue)
     queue.synchronize()
     return int(host[0])
-
-
-@lru_cache(256)
-def queue_of(stream: int) -> Any:
-    """The stream as numba.cuda launches on it."""
-    return 0 if SIMULATED or not stream else cuda.external_stream(stream)
-
-
-def _zeros(count: int) -> Any:
-    if SIMULATED:
-        memory = _simulated(4 * count)
-        memory[:] = 0
-        return memory
-    return cuda.to_device(np.zeros(count, np.int32))
-
-
-def _memory(count: int) -> Any:
-    return _simulated(8 * count) if SIMULATED else cuda.device_array(count, np.float64)
-
-
-def _simulated(size: int) -> Any:
-    from nbbn.cuda.simulated import MEMORY
-
-    return MEMORY.allocate(size)
-
-
-def _address(memory: Any) -> int:
-    return int(memory.ctypes.data if SIMULATED else memory.__cuda_array_interface__["data"][0])

@@ -64,12 +64,16 @@ def put(values, bfloat16=False):
 class Library:
     """What nbbn asks of an array library."""
 
+    is_plain = True
+
     def describe(self, name, value):
-        address, shape, strides, dtype, read_only = libraries._interface(name, value)
-        return address, shape, strides, dtype, None, read_only
+        return *libraries._interface(name, value), None
 
     def empty(self, shape, dtype, number):
         return empty(shape, dtype)
+
+    def address(self, made):
+        return made.values.ctypes.data
 
     def transpose(self, value, order):
         return Array(value.memory, value.values.transpose(order), value.bfloat16)
@@ -93,6 +97,9 @@ class Library:
 
     def stream(self, value, number):
         return 0
+
+    def finished(self, value):
+        return value
 
 
 def register():

@@ -106,6 +106,19 @@ def check_backward(shape, kind, training, mean=3.0):
             close(host(got), exact, bound * np.sqrt(count) * (1 + np.abs(exact)))
 
 
+def test_backward_into_wider_values():
+    """The sums are taken by columns, the input gradient by rows: with 8 bytes a value they are long."""
+    shape = (3, 4, 100)
+    x, values = data(shape, "float16")
+    grad, gradients = data(shape, "float16", 0.0, seed=1)
+    count, mean, m2 = reference_moments(values)
+    results = place(np.zeros(shape)), place(np.zeros(4)), place(np.zeros(4))
+    wanted = np.empty(shape), np.empty(4), np.empty(4)
+    cuda.backward(grad, x, place(mean), place(m2 / count), None, 1e-3, True, *results)
+    reference.backward(gradients, values, mean, m2 / count, None, 1e-3, True, *wanted)
+    close(host(results[0]), wanted[0], 1e-6 * (1 + np.abs(wanted[0])))
+
+
 @pytest.mark.parametrize("shape", [(3, 2, 3000), (40, 7, 1)])
 def test_masked_moments(shape):
     x, values = data(shape, "float32")
@@ -131,7 +144,7 @@ def test_other_kinds(kind, shape):
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "int32", "bool"])
-@pytest.mark.parametrize("shape", [(2, 2, 600), (30, 5, 1)])
+@pytest.mark.parametrize("shape", [(2, 2, 608), (30, 16, 1), (30, 5, 1)])
 def test_integers(kind, shape):
     integers = np.random.default_rng(0).integers(0, 2 if kind == "bool" else 200, shape).astype(kind)
     x, results = place(integers), empty_moments(shape[1])

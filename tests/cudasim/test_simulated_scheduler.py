@@ -9,7 +9,17 @@ import simulator
 import test_simulated_contract as contract
 from numba import cuda, float32, float64
 
-from nbbn.cuda import moments_columns, moments_rows, reduce, simd, tiles
+from nbbn.cuda import (
+    affine_rows,
+    gradients_rows,
+    input_gradient,
+    moments_columns,
+    moments_rows,
+    reduce,
+    simd,
+    tiles,
+    train_rows,
+)
 
 LOAD, STORE = simd.LOAD["float32", 1], simd.STORE["float32", 1]
 
@@ -89,6 +99,13 @@ def mutated(function, before, after):
     return names[function.__name__]
 
 
+def test_a_barrier_missing_in_the_backward_launch_is_seen(monkeypatch):
+    broken = mutated(input_gradient.share_coefficients, "    cuda.syncthreads()\n", "")
+    monkeypatch.setattr(gradients_rows, "share_coefficients", broken)
+    with pytest.raises(simulator.RaceError):
+        contract.check_backward((3, 4, 1500), "float32", True)
+
+
 @pytest.mark.parametrize(
     ("module", "function", "before", "after", "shape"),
     [
@@ -112,6 +129,10 @@ def mutated(function, before, after):
         pytest.param(
             moments_columns, tiles.channel_sums, "k * inner + 1,", "k * inner + 2,", (64, 3, 49),
             id="a column left out",
+        ),
+        pytest.param(
+            train_rows, affine_rows.coefficients_of_block, "    cuda.syncthreads()\n", "", (3, 4, 1500),
+            id="missing barrier before the coefficients",
         ),
         pytest.param(
             moments_columns, tiles.sum_over_splits, "            cuda.syncthreads()\n", "            pass\n",
