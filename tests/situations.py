@@ -367,7 +367,7 @@ def outcome(layer, subject, *names, timeout=PATIENCE, **environment):
         errors.seek(0)
         out, err = printed.read(), errors.read()
     if late:
-        return f"hangs ({sum(name in out.split() for name in names)} of {len(names)} done)"
+        return "hangs" if len(names) == 1 else f"hangs in {next(name for name in names if name not in out.split())}"
     if "No threading layer could be loaded" in err:
         return "not installed"
     if process.returncode < 0:
