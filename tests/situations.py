@@ -297,10 +297,12 @@ def fork_while_asking():
 
 
 def fork_while_training():
-    """os.fork while other threads train a layer, 40 times; the child trains it on"""
+    """os.fork while other threads train a layer, 20 times; the child trains it on"""
     import nbbn
 
-    bn, x = nbbn.BatchNorm(2, momentum=1.0), X[:500]
+    # so many channels that most of the time is spent on running statistics: forks without a lock do cut them in two
+    x = np.stack([np.linspace(1, 2, 40_000, dtype=np.float32)] * 2) * np.float32([[1], [3]])
+    bn = nbbn.BatchNorm(x.shape[1], momentum=1.0)
     of_one, scales = nbbn.batch_stats(x), itertools.cycle([np.float32(2.0**k) for k in range(8)])
     bn(x)
 
@@ -310,13 +312,13 @@ def fork_while_training():
 
     def whole():
         scale = bn.running_mean / of_one.mean
-        same = np.allclose(bn.running_var, of_one.var(1) * scale**2, rtol=1e-5)
+        same = np.ptp(scale) <= 1e-5 * scale[0] and np.allclose(bn.running_var, of_one.var(1) * scale**2, rtol=1e-5)
         before = bn.num_batches_tracked
         bn(x)
         return bool(same) and bn.num_batches_tracked == before + 1
 
     with Busy(3, train):
-        return all_of([in_fork(whole) for _ in range(40)])
+        return all_of([in_fork(whole) for _ in range(20)])
 
 
 def exit_while_busy():
@@ -365,7 +367,7 @@ def outcome(layer, subject, *names, timeout=PATIENCE, **environment):
         errors.seek(0)
         out, err = printed.read(), errors.read()
     if late:
-        return f"hangs ({sum(name in out.split() for name in names)} of {len(names)} done)"
+        return "hangs" if len(names) == 1 else f"hangs in {next(name for name in names if name not in out.split())}"
     if "No threading layer could be loaded" in err:
         return "not installed"
     if process.returncode < 0:
