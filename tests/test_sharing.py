@@ -129,10 +129,11 @@ def test_threads_that_come_late_are_left_alone_for_a_while_that_grows(undecided)
 
 
 def test_the_pause_has_an_end(undecided):
-    size = threads.PARALLEL_FROM
-    for _ in range(20):
-        threads.note(True, size)
-    assert sum(threads.worth(size) == 1 for _ in range(10_000)) == threads.LONGEST_PAUSE
+    for size in (threads.PARALLEL_FROM, threads.LONGEST_PAUSE // 3, threads.LONGEST_PAUSE * 2):
+        for _ in range(20):
+            threads.note(True, size)
+        pause = max(1, threads.LONGEST_PAUSE // size)
+        assert sum(threads.worth(size) == 1 for _ in range(10_000)) == pause
 
 
 def test_more_work_is_shared_meanwhile(undecided):

@@ -18,8 +18,9 @@ PARALLEL_FROM = 262_144
 #: with 10,000, 0.3 with 3,000; but with 3,000 on a quiet machine calls of (32, 64, 28, 28) take 140 or 460 us.
 SPINS = 10_000
 
-#: Most calls in a row that are run on one thread because the others came late.
-LONGEST_PAUSE = 256
+#: Most values in a row that are worked on by one thread because the others came late: a few milliseconds of work, so
+#: that threads which another library kept busy are soon asked again.
+LONGEST_PAUSE = 8_000_000
 
 _chosen: int | None = None
 _layer: str | None = None  # Numba's threading layer, once it is started
@@ -94,7 +95,7 @@ def note(late: bool, size: int) -> None:
     if _pretended is not None:
         return
     if late:
-        _pause = min(2 * _pause, LONGEST_PAUSE)
+        _pause = max(1, min(2 * _pause, LONGEST_PAUSE // size))
         _alone, _too_little = _pause, size
     else:
         _pause = 1
