@@ -85,11 +85,18 @@ def transposed(whole: Geometry, order: tuple[int, ...]) -> Geometry:
     )
 
 
+#: NumPy 2.0 does not know `copy=`; from 2.5 on it does not like `shape` to be assigned.
+_RESHAPES_WITHOUT_COPY = np.lib.NumpyVersion(np.__version__) >= "2.1.0"
+
+
 @lru_cache(4096)
 def reshaped(whole: Geometry, shape: tuple[int, ...]) -> Geometry:
     """In another shape that the strides allow."""
     shadow = shadow_of(_NOWHERE, whole)
-    shadow.shape = shape  # raises where reshape would copy, that is read
+    if _RESHAPES_WITHOUT_COPY:  # else an error, not a copy: nothing can be read there
+        shadow = shadow.reshape(shape, copy=False)
+    else:
+        shadow.shape = shape
     return geometry(shadow.shape, shadow.strides, whole.dtype, whole.writeable)
 
 
