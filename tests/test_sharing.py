@@ -7,7 +7,7 @@ import pytest
 from numba import njit
 
 import nbbn
-from nbbn.cpu import sharing, threads
+from nbbn.cpu import saved, sharing, threads
 
 shared, begin, next_task, end, someone_was_late = (
     sharing.shared, sharing.begin, sharing.next_task, sharing.end, sharing.someone_was_late,
@@ -118,14 +118,14 @@ def undecided(monkeypatch):
 def test_threads_that_come_late_are_left_alone_for_a_while_that_grows(undecided):
     size = threads.PARALLEL_FROM
     for pause in (2, 4, 8):
-        assert threads.worth(size) == 2
+        assert not threads.alone(size)
         threads.note(True, size)
-        assert [threads.worth(size) for _ in range(pause)] == [1] * pause
-    assert threads.worth(size) == 2
+        assert [threads.alone(size) for _ in range(pause)] == [True] * pause
+    assert not threads.alone(size)
     threads.note(False, size)
-    assert threads.worth(size) == 2
+    assert not threads.alone(size)
     threads.note(True, size)
-    assert [threads.worth(size) for _ in range(3)] == [1, 1, 2]
+    assert [threads.alone(size) for _ in range(3)] == [True, True, False]
 
 
 def test_the_pause_has_an_end(undecided):
@@ -133,14 +133,25 @@ def test_the_pause_has_an_end(undecided):
         for _ in range(20):
             threads.note(True, size)
         pause = max(1, threads.LONGEST_PAUSE // size)
-        assert sum(threads.worth(size) == 1 for _ in range(10_000)) == pause
+        assert sum(threads.alone(size) for _ in range(10_000)) == pause
 
 
 def test_more_work_is_shared_meanwhile(undecided):
     size = threads.PARALLEL_FROM
     threads.note(True, 2 * size)
-    assert threads.worth(2 * size) == 1
-    assert threads.worth(2 * size + 1) == 2
+    assert not threads.alone(2 * size + 1)
+    assert threads.alone(2 * size)
+
+
+def test_no_other_kernel_is_needed_alone(undecided):
+    """It might not be compiled: a call would take seconds because a thread came late."""
+    x = np.ones((2, 64, 64, 64), np.float32)
+    nbbn.batch_norm(x, training=True)
+    before = saved.tally.copy()
+    threads.note(True, x.size)
+    nbbn.batch_norm(x, training=True)
+    assert threads._alone == 1
+    assert saved.tally == before
 
 
 def test_results_do_not_depend_on_who_comes_late(undecided):

@@ -112,9 +112,15 @@ class KernelPair:
         if workers == 1:
             self.serial(1, *args)
             return
+        size = args[0].size
         with threads.turn() as free:
-            late = self.parallel(workers, *args) if free else self.serial(1, *args)
-        threads.note(late, args[0].size)
+            if not free:
+                self.serial(1, *args)
+            elif threads.alone(size):
+                with threads.single():
+                    self.parallel(1, *args)
+            else:
+                threads.note(self.parallel(workers, *args), size)
 
 
 def kernel(*, reads):

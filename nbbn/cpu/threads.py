@@ -78,15 +78,23 @@ def _limit(n: int) -> Iterator[None]:
 
 def worth(size: int) -> int:
     """How many threads pay for this many values, and are there."""
-    global _alone
     if _pretended is not None:
         return 2 if _pretended else 1
-    if size < PARALLEL_FROM or _forked:
-        return 1
-    if _alone and size <= _too_little:
+    return get_num_threads() if size >= PARALLEL_FROM and not _forked else 1
+
+
+def alone(size: int) -> bool:
+    """Whether to leave the other threads alone in this call, because they came late for as much work."""
+    global _alone
+    if _alone > 0 and size <= _too_little:
         _alone -= 1
-        return 1
-    return get_num_threads()
+        return _pretended is None
+    return False
+
+
+def single() -> AbstractContextManager[None]:
+    """Run parallel kernels on this thread: a serial one may not be compiled yet."""
+    return _limit(1)
 
 
 def note(late: bool, size: int) -> None:
