@@ -227,7 +227,12 @@ class Case:
         m = nbbn.batch_stats(self.x, axis=self.axis)
         momentum, ddof = float(self._rng.choice([0.0, 0.1, 1.0])), int(self._rng.integers(2))
         nbbn.ema_update(*running, m, momentum, ddof=ddof, nonfinite=str(self._rng.choice(["propagate", "raise"])))
-        return [(r, 4e-6 * (1 + np.abs(np.nan_to_num(r, posinf=0, neginf=0)))) for r in running]
+        # what is promised of the statistics, where they are large and the running ones are not
+        errors = (1e-6 * np.sqrt(m.to_numpy().var()), 2e-6 * m.to_numpy().var())
+        return [
+            (r, 4e-6 * (1 + np.abs(np.nan_to_num(r, posinf=0, neginf=0))) + np.nan_to_num(e, posinf=0, neginf=0))
+            for r, e in zip(running, errors, strict=True)
+        ]
 
     def _merge(self):
         with nbbn.use_backend("numpy"):
