@@ -149,8 +149,9 @@ def test_no_other_kernel_is_needed_alone(undecided):
     nbbn.batch_norm(x, training=True)
     before = saved.tally.copy()
     threads.note(True, x.size)
+    left = threads._alone
     nbbn.batch_norm(x, training=True)
-    assert threads._alone == 1
+    assert threads._alone == left - 1
     assert saved.tally == before
 
 
