@@ -73,11 +73,12 @@ def _per_channel(precision: Any) -> None:
 
 
 def _preparations(precision: Any) -> None:
-    """What looks at memory and prepares channels before the large kernels are called for plain arrays."""
-    from nbbn.cpu import plain_kernels
+    """What looks at memory and prepares channels for the large kernels of plain arrays, and rounds their gradients."""
+    from nbbn.cpu import plain_backward, plain_kernels
 
     x, values, eps = np.zeros((1, 1, 1), np.uint8), np.ones((4, 1), precision), 1e-5
     plain_kernels.prepare_training(x, x, 1, *values, np.empty((2, 1)))
+    plain_backward.rounded(np.ones(1), np.ones(1), np.empty((2, 1), precision))
     for kind in PRECISIONS:
         mean, var = values[:2].astype(kind)
         for arithmetic in PRECISIONS:
@@ -85,7 +86,7 @@ def _preparations(precision: Any) -> None:
             plain_kernels.prepare_normalize(x, x, mean, var, *values[2:], eps, *ready)
             high = np.empty(1, arithmetic)
             wide, *others = np.empty((3, 1))
-            plain_kernels.prepare_backward(x, x, x, mean, var, values[2], eps, wide, high, *others)
+            plain_backward.prepare(x, x, x, mean, var, values[2], eps, wide, high, *others)
 
 
 def _statistics(x: Any) -> None:

@@ -19,8 +19,8 @@ from nbbn.cpu.lines import prefetch
 from nbbn.cpu.memory import deviation, deviations, element, load, run, store
 from nbbn.cpu.rows import SAMPLE, finite_or_zero
 from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows
-from nbbn.cpu.sharing import begin, end, next_task, shared, someone_was_late
-from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, clear, expand
+from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, chunks_of_rows, clear, expand, part
 from nbbn.cpu.vector import LANES, fmuladd, splat
 
 # --- statistics -----------------------------------------------------------------------------------------------------
@@ -85,7 +85,8 @@ def fill_origin(x, r0, r1, step, j0, origin, sums):
     for k in range(values.size):
         values[k] = usable_origin(x, np.float64(element(start, k * inner, sum_origin(x))))
     expand(values, origin, 0, inner)
-    rows = greater(2, lesser(2 * STRIP, SAMPLE * values.size // width))
+    # of few rows an eighth: reading them twice is most of the work at (64, 64)
+    rows = greater(2, lesser(lesser(2 * STRIP, (r1 - r0) // (8 * step)), SAMPLE * values.size // width))
     end = lesser(r1, r0 + rows * step)
     column_sums(x, r0, end, step, j0, origin, sums)
     for k in range(values.size):
@@ -176,19 +177,14 @@ def tile_moments(x, r0, r1, step, j0, j1, mean, m2):
 def parts(x, fold, tile):
     """(chunks of rows, tiles of columns) that statistics are taken of, one by one."""
     outer, channels, inner = x.shape
-    whole = outer // fold
-    chunks = -(-whole // CHUNK_ROWS) + (1 if whole * fold < outer else 0)
-    return chunks, -(-(fold * channels * inner) // tile)
+    return chunks_of_rows(CHUNK_ROWS, outer, fold), -(-(fold * channels * inner) // tile)
 
 
 @formula
 def part_moments(x, task, tiles, fold, tile, part_mean, part_m2):
     """Moments of part number `task`, written to the row of its chunk."""
     outer, channels, inner = x.shape
-    k, t = divmod(task, tiles)
-    r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
-    j0 = t * tile
-    j1 = lesser(j0 + tile, step * channels * inner)
+    k, r0, r1, step, j0, j1 = part(task, tiles, tile, CHUNK_ROWS, outer, fold, channels * inner)
     tile_moments(x, r0, r1, step, j0, j1, part_mean[k], part_m2[k])
 
 
@@ -218,12 +214,7 @@ def moments(workers, x, fold, tile, mean, m2):
     tasks = chunks * tiles
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
+        for task in tasks_of(np.int64(worker), taken, tasks):
             part_moments(x, task, tiles, fold, tile, part_mean, part_m2)
-        end(taken)
     merge_parts(x, fold, part_mean, part_m2, mean, m2)
     return someone_was_late(taken)

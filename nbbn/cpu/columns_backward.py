@@ -5,14 +5,14 @@ from numba import prange
 
 from nbbn.cpu.affine import gradient_row
 from nbbn.cpu.channels import gradient_coefficients
+from nbbn.cpu.columns import parts
 from nbbn.cpu.columns_forward import affine_grid
 from nbbn.cpu.jit import formula, kernel
-from nbbn.cpu.lines import fence
 from nbbn.cpu.memory import deviation, deviations, element, load, run, store
-from nbbn.cpu.rows_backward import products_are_exact
+from nbbn.cpu.rows_backward import add_chunks, products_are_exact
 from nbbn.cpu.scratch import lesser, scratch, scratch_rows, zero_rows, zeros
-from nbbn.cpu.sharing import begin, end, next_task, shared, someone_was_late
-from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, clear, expand
+from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, clear, expand, part
 from nbbn.cpu.vector import LANES, fmuladd, splat
 
 
@@ -93,36 +93,28 @@ def tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, total, products
             add_columns(wide_total, wide_products, j0, inner, total, products)
 
 
+@formula
+def part_gradient_sums(gradients, x, mean, task, tiles, fold, tile, part_total, part_products):
+    """The same for part number `task`, added to the row of its chunk."""
+    outer, channels, inner = x.shape
+    k, r0, r1, step, j0, j1 = part(task, tiles, tile, CHUNK_ROWS, outer, fold, channels * inner)
+    tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, part_total[k], part_products[k])
+
+
 @kernel(reads=("gradients", "x", "mean"))
 def gradient_sums(workers, gradients, x, fold, tile, mean, total, products):
     """total[c] = sum of g, products[c] = sum of g * (x - mean[c])."""
-    outer, channels, inner = x.shape
-    width = fold * channels * inner
-    tiles = -(-width // tile)
-    whole = outer // fold
-    chunks = -(-whole // CHUNK_ROWS) + (1 if whole * fold < outer else 0)
+    channels = x.shape[1]
+    chunks, tiles = parts(x, fold, tile)
     part_total = zero_rows(chunks, channels, 0.0)
     part_products = zero_rows(chunks, channels, 0.0)
     tasks = chunks * tiles
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
-            k, t = divmod(task, tiles)
-            r0, r1, step = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
-            j0 = t * tile
-            j1 = lesser(j0 + tile, step * channels * inner)
-            tile_gradient_sums(gradients, x, mean, r0, r1, step, j0, j1, part_total[k], part_products[k])
-        end(taken)
+        for task in tasks_of(np.int64(worker), taken, tasks):
+            part_gradient_sums(gradients, x, mean, task, tiles, fold, tile, part_total, part_products)
     for c in range(channels):
-        total[c] = 0.0
-        products[c] = 0.0
-        for k in range(chunks):
-            total[c] += part_total[k, c]
-            products[c] += part_products[k, c]
+        total[c], products[c] = add_chunks(part_total[:, c], part_products[:, c])
     return someone_was_late(taken)
 
 
@@ -151,18 +143,9 @@ def apply(workers, gradients, x, fold, mean, scale, slope, offset, streaming, gr
     tasks = chunks * tiles
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
-            k, t = divmod(task, tiles)
-            r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
-            j0 = t * tile
-            j1 = lesser(j0 + tile, step * channels * inner)
+        for task in tasks_of(np.int64(worker), taken, tasks):
+            _, r0, r1, step, j0, j1 = part(task, tiles, tile, chunk, outer, fold, channels * inner)
             write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, streaming, grad_x)
-        fence()
-        end(taken)
     return someone_was_late(taken)
 
 
@@ -181,11 +164,7 @@ def backward_by_tile(
     tasks = -(-width // tile)
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
+        for task in tasks_of(np.int64(worker), taken, tasks):
             j0 = task * tile
             j1 = lesser(j0 + tile, width)
             tile_gradient_sums(gradients, x, high, np.int64(0), outer, np.int64(1), j0, j1, total, products)
@@ -196,6 +175,4 @@ def backward_by_tile(
             write_tile(
                 gradients, x, np.int64(0), outer, np.int64(1), j0, j1, high, scale, slope, offset, streaming, grad_x
             )
-        fence()
-        end(taken)
     return someone_was_late(taken)

@@ -8,11 +8,10 @@ from nbbn.cpu.blocks import CHUNK
 from nbbn.cpu.channels import fill_coefficients
 from nbbn.cpu.columns import tile_moments
 from nbbn.cpu.jit import formula, kernel
-from nbbn.cpu.lines import fence
 from nbbn.cpu.memory import run
 from nbbn.cpu.scratch import greater, lesser, scratch_rows
-from nbbn.cpu.sharing import begin, end, next_task, shared, someone_was_late
-from nbbn.cpu.tiles import TILE, chunk_of_rows, expand
+from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.tiles import TILE, chunks_of_rows, expand, part
 
 
 @formula
@@ -23,8 +22,7 @@ def affine_grid(outer, fold, width):
     """
     tile = lesser(width, 2 * TILE)
     chunk = greater(1, 4 * CHUNK // tile)
-    whole = outer // fold
-    return tile, -(-width // tile), chunk, -(-whole // chunk) + (1 if whole * fold < outer else 0)
+    return tile, -(-width // tile), chunk, chunks_of_rows(chunk, outer, fold)
 
 
 @formula
@@ -71,18 +69,9 @@ def normalize(workers, x, addend, out, fold, mean, scale, shift, floor, streamin
     tasks = chunks * tiles
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
-            k, t = divmod(task, tiles)
-            r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
-            j0 = t * tile
-            j1 = lesser(j0 + tile, step * channels * inner)
+        for task in tasks_of(np.int64(worker), taken, tasks):
+            _, r0, r1, step, j0, j1 = part(task, tiles, tile, chunk, outer, fold, channels * inner)
             normalize_tile(x, addend, out, r0, r1, step, j0, j1, j0, mean, scale, shift, floor, streaming)
-        fence()
-        end(taken)
     return someone_was_late(taken)
 
 
@@ -94,11 +83,7 @@ def train_by_tile(workers, x, addend, out, weight, bias, eps, floor, tile, strea
     tasks = -(-width // tile)
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
+        for task in tasks_of(np.int64(worker), taken, tasks):
             j0 = task * tile
             j1 = lesser(j0 + tile, width)
             c0, c1 = j0 // inner, j1 // inner
@@ -115,6 +100,4 @@ def train_by_tile(workers, x, addend, out, weight, bias, eps, floor, tile, strea
                 )
             else:
                 rare_tile(x, addend, out, j0, j1, wide, floor)
-        fence()
-        end(taken)
     return someone_was_late(taken)

@@ -13,8 +13,9 @@ from numba.core import compiler, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher
-from numba.core.typed_passes import NativeLowering, NativeParforLowering
+from numba.core.typed_passes import InlineOverloads, NativeLowering, NativeParforLowering, NopythonRewrites
 from numba.core.types.misc import unliteral
+from numba.core.untyped_passes import InlineClosureLikes
 
 #: What makes an array, by the names that our sources use.
 _ALLOCATORS = frozenset(("empty", "zeros", "scratch", "scratch_rows", "zero_rows"))
@@ -61,11 +62,18 @@ class _Inner(CPUDispatcher):
         self.overloads[tuple(result.signature.args)] = result
 
 
+#: Steps that look for what formulas do not have: functions within functions, expressions of whole arrays, calls of
+#: functions that Numba would paste in. A twentieth of the time.
+_NEEDLESS = frozenset((InlineClosureLikes, InlineOverloads, NopythonRewrites))
+
+
 class _Compiler(compiler.CompilerBase):
-    """Numba's steps, but the last one only as far as LLVM code."""
+    """Numba's steps but the needless, and the last one only as far as LLVM code."""
 
     def define_pipelines(self):
-        return _with_instead(self.state, NativeLowering, _Lowering)
+        (pipeline,) = _with_instead(self.state, NativeLowering, _Lowering)
+        pipeline.passes[:] = [step for step in pipeline.passes if step[0] not in _NEEDLESS]
+        return [pipeline]
 
 
 class KernelCompiler(compiler.CompilerBase):

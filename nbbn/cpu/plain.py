@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy import empty
 
-from nbbn.cpu import channels, columns, columns_backward, core, plain_kernels, plan, rows, rows_backward
+from nbbn.cpu import channels, columns, core, plain_backward, plain_kernels, plan, rows
 
 #: Values above which there is work for a second thread, so that the large kernels take over.
 SMALL = 262_143
@@ -42,7 +42,7 @@ def train(x, out, running_mean, running_var, weight, bias, eps, momentum, ddof, 
         if how.by_columns:
             sizes = how.fold, how.tile
             return plain_kernels.train_columns(x, out, *given, eps, momentum, ddof, *sizes, count, mean, m2)
-        return plain_kernels.train_rows(x, out, *given, eps, momentum, ddof, count, mean, m2)
+        return plain_kernels.train_rows(x, out, *given, eps, momentum, ddof, how.group, count, mean, m2)
     parameters = empty((2, x.shape[1]))
     if not plain_kernels.prepare_training(_bytes(x), _bytes(out), x.shape[1], *given, parameters):
         return False
@@ -63,41 +63,30 @@ def moments(x, count, mean, m2):
     if how.by_columns:
         columns.moments.serial(1, x, how.fold, how.tile, mean, m2)
     else:
-        rows.moments.serial(1, x, 1, mean, m2)
+        rows.moments.serial(1, x, how.group, mean, m2)
 
 
 def backward(grad_out, x, mean, var, weight, eps, grad_x, dtype):
     size = x.shape[1]
+    results = empty((2, size), dtype)
+    given = mean, var, _NOTHING[dtype.char] if weight is None else weight, eps
+    if _is_small(x) and dtype == x.dtype and mean.dtype == var.dtype and mean.dtype in (dtype, core.FLOAT64):
+        _, _, how = _plans(x.shape, x.dtype)
+        sums = how.sums
+        if sums.by_columns:
+            served = plain_backward.by_columns(grad_out, x, grad_x, *given, sums.fold, sums.tile, results)
+        else:
+            served = plain_backward.by_rows(grad_out, x, grad_x, *given, sums.group, results)
+        return results if served else None
     # one by one: taking the rows of one array apart takes twice as long
     wide_mean, inv_std, scale, high = empty(size), empty(size), empty(size), empty(size, core.arithmetic(x))
-    given = mean, var, _NOTHING["f"] if weight is None else weight, eps
     of_channels = wide_mean, high, inv_std, scale
-    if not plain_kernels.prepare_backward(_bytes(grad_out), _bytes(x), _bytes(grad_x), *given, *of_channels):
+    if not plain_backward.prepare(_bytes(grad_out), _bytes(x), _bytes(grad_x), *given, *of_channels):
         return None
     of_parameters = empty(size), empty(size)
-    serve = _small_backward if _is_small(x) else core.backward
-    serve(grad_out, x, *of_channels, grad_x, *of_parameters)
-    results = empty((2, size), dtype)
-    plain_kernels.rounded(*of_parameters, results)
+    core.backward(grad_out, x, *of_channels, grad_x, *of_parameters)
+    plain_backward.rounded(*of_parameters, results)
     return results
-
-
-def _small_backward(grad_out, x, mean, high, inv_std, weight, grad_x, grad_weight, grad_bias):
-    """`core.backward` on one thread, with nothing to decide."""
-    outer, size, inner = x.shape
-    _, _, how = _plans(x.shape, x.dtype)
-    sums, fused = how.sums, how.fusion
-    of_channels, results = (mean, high, inv_std, weight), (grad_weight, grad_bias)
-    if fused is None:
-        total, products = empty(size), empty(size)
-        ready = empty(size, x.dtype), empty(size, x.dtype), empty(size, x.dtype)
-        columns_backward.gradient_sums.serial(1, grad_out, x, sums.fold, sums.tile, high, total, products)
-        channels.input_gradient_coefficients(outer * inner, total, products, *of_channels, *ready, *results)
-        columns_backward.apply.serial(1, grad_out, x, sums.fold, high, *ready, False, grad_x)
-    elif fused.by_columns:
-        columns_backward.backward_by_tile.serial(1, grad_out, x, *of_channels, fused.tile, False, grad_x, *results)
-    else:
-        rows_backward.backward_by_channel.serial(1, grad_out, x, *of_channels, fused.group, False, grad_x, *results)
 
 
 def _is_small(x):

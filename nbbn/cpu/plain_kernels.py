@@ -12,8 +12,6 @@ from nbbn.cpu.channels import (
     channel_shift,
     fill_coefficients,
     fill_narrow,
-    gradient_fits,
-    inverse_std,
     move,
     variance_formula,
 )
@@ -180,15 +178,15 @@ def prepare_training(x, out, size, running_mean, running_var, weight, bias, para
 
 
 @serial_kernel(reads=("x", "weight", "bias"))
-def train_rows(x, out, running_mean, running_var, weight, bias, eps, momentum, ddof, count, mean, m2):
+def train_rows(x, out, running_mean, running_var, weight, bias, eps, momentum, ddof, group, count, mean, m2):
     """Statistics, normalization with them, moving averages, by rows; or False."""
     if not fits_training(x, out, x.shape[1], running_mean, running_var, weight, bias):
         return False
-    chunks, groups = rows.parts(x, 1)
+    chunks, groups = rows.parts(x, group)
     part_mean = scratch_rows(chunks, x.shape[1], 0.0)
     part_m2 = scratch_rows(chunks, x.shape[1], 0.0)
     for task in range(chunks * groups):
-        rows.part_moments(x, task, groups, 1, part_mean, part_m2)
+        rows.part_moments(x, task, groups, group, part_mean, part_m2)
     rows.merge_parts(x, part_mean, part_m2, mean, m2)
     narrow = scratch_rows(3, x.shape[1], x.dtype.type(0))
     if not coefficients_serve(mean, variances(x, m2, 0), weight, bias, eps, narrow):
@@ -217,33 +215,3 @@ def train_columns(x, out, running_mean, running_var, weight, bias, eps, momentum
     count[:] = x.shape[0] * x.shape[2]
     update(running_mean, running_var, mean, variances(x, m2, ddof), momentum)
     return True
-
-
-# --- backward ---------------------------------------------------------------------------------------------------------
-
-
-@serial_kernel(reads=("gradients", "x", "out", "mean", "var", "weight"))
-def prepare_backward(gradients, x, out, mean, var, weight, eps, wide_mean, high, inv_std, scale):
-    """Fill mean, 1 / sqrt(var + eps) and weight of every channel, and the high part of the mean.
-
-    False if memory does not fit, or some channel needs wider arithmetic than that of `high`. `gradients`, `x` and
-    `out` as bytes.
-    """
-    if not fits(x, out, high.size, mean, var, weight, weight) or not is_result(out, gradients):
-        return False
-    served = True
-    for c in range(mean.size):
-        wide_mean[c] = mean[c]
-        high[c] = mean[c]
-        inv_std[c] = inverse_std(np.float64(var[c]), eps)
-        scale[c] = weight[c] if weight.size else 1.0
-        served &= gradient_fits(wide_mean[c], inv_std[c], scale[c])
-    return served
-
-
-@serial_kernel(reads=("first", "second"))
-def rounded(first, second, results):
-    """Two arrays to the rows of one of another precision; NumPy would warn of numbers that become infinite."""
-    for k in range(first.size):
-        results[0, k] = first[k]
-        results[1, k] = second[k]

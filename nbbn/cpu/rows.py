@@ -16,7 +16,8 @@ from nbbn.cpu.blocks import (
     CHUNK,
     MOST_SQUARES,
     chunk_bounds,
-    chunk_grid,
+    chunks_of,
+    plain_sums,
     sums_are_exact,
     sums_of_deviations,
     sums_of_two,
@@ -26,10 +27,9 @@ from nbbn.cpu.channels import fill_coefficients, from_deviations
 from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.kinds import least_squares, sum_origin
-from nbbn.cpu.lines import fence
 from nbbn.cpu.memory import deviation, element, run
 from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows, zeros
-from nbbn.cpu.sharing import begin, end, next_task, shared, someone_was_late
+from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
 
 #: Values, spread over a run, that the origin is the mean of: about an eighth of a standard deviation off.
 SAMPLE = 32
@@ -105,8 +105,7 @@ def careful_sums(x, c, o0, o1, i0, i1, origin):
     squares = 0.0
     for o in range(o0, o1):
         for i in range(i0, i1, BLOCK):
-            values = run(x, o, c, i, lesser(i + BLOCK, i1))
-            first, second = sums_of_deviations(values, values, origin)
+            first, second = plain_sums(run(x, o, c, i, lesser(i + BLOCK, i1)), origin)
             total += first
             squares += second
     return total, squares
@@ -142,8 +141,7 @@ def merge_chunks(outer, inner, means, m2s):
 def parts(x, group):
     """(chunks of a channel, groups of channels) that statistics are taken of, one by one."""
     outer, channels, inner = x.shape
-    _, _, along_outer, along_inner = chunk_grid(outer, inner)
-    return along_outer * along_inner, -(-channels // group)
+    return chunks_of(outer, inner), -(-channels // group)
 
 
 @formula
@@ -174,13 +172,8 @@ def moments(workers, x, group, mean, m2):
     tasks = chunks * groups
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
+        for task in tasks_of(np.int64(worker), taken, tasks):
             part_moments(x, task, groups, group, part_mean, part_m2)
-        end(taken)
     merge_parts(x, part_mean, part_m2, mean, m2)
     return someone_was_late(taken)
 
@@ -207,6 +200,15 @@ def normalize_part(x, addend, out, o, c, i0, i1, narrow, wide, narrow_serves, k,
             rare_add_row(result, (values, run(addend, o, c, i0, i1)), exact, np.float64(floor))
 
 
+@formula
+def runs(shape):
+    """(pieces a row is cut into, rows taken together, tasks): runs of memory of about CHUNK values."""
+    outer, channels, inner = shape
+    pieces = -(-inner // CHUNK)
+    group = greater(1, CHUNK // inner)
+    return pieces, group, -(-(outer * channels) // group) * pieces
+
+
 @kernel(reads=("x", "addend", "wide", "narrow", "narrow_serves"))
 def normalize(workers, x, addend, out, wide, narrow, narrow_serves, floor, streaming):
     """out = max((x - mean) * scale + shift + addend, floor); tasks are runs of memory, whatever the channel.
@@ -214,17 +216,10 @@ def normalize(workers, x, addend, out, wide, narrow, narrow_serves, floor, strea
     `wide` and `narrow` hold mean, scale and shift of every channel in float64 and in the arithmetic of `floor`.
     """
     outer, channels, inner = x.shape
-    pieces = -(-inner // CHUNK)
-    group = greater(1, CHUNK // inner)
-    groups = -(-(outer * channels) // group)
-    tasks = groups * pieces
+    pieces, group, tasks = runs(x.shape)
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
+        for task in tasks_of(np.int64(worker), taken, tasks):
             first, piece = divmod(task, pieces)
             i0 = piece * CHUNK
             i1 = lesser(i0 + CHUNK, inner)
@@ -235,8 +230,6 @@ def normalize(workers, x, addend, out, wide, narrow, narrow_serves, floor, strea
                 if c == channels:
                     c = 0
                     o += 1
-        fence()
-        end(taken)
     return someone_was_late(taken)
 
 
@@ -244,16 +237,10 @@ def normalize(workers, x, addend, out, wide, narrow, narrow_serves, floor, strea
 def train_by_channel(workers, x, addend, out, weight, bias, eps, floor, group, streaming, mean, m2):
     """Statistics, then normalize, `group` channels at a time: the second read finds them in cache."""
     outer, channels, inner = x.shape
-    _, _, along_outer, along_inner = chunk_grid(outer, inner)
-    chunks = along_outer * along_inner
-    tasks = -(-channels // group)
+    chunks, tasks = parts(x, group)
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
+        for task in tasks_of(np.int64(worker), taken, tasks):
             c0 = task * group
             size = lesser(group, channels - c0)
             chunk_mean = scratch_rows(chunks, size, 0.0)
@@ -273,6 +260,4 @@ def train_by_channel(workers, x, addend, out, weight, bias, eps, floor, group, s
                 for k in range(size):
                     c = c0 + k
                     normalize_part(x, addend, out, o, c, 0, inner, narrow, wide, narrow_serves, k, floor, streaming)
-        fence()
-        end(taken)
     return someone_was_late(taken)

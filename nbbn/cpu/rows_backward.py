@@ -7,13 +7,13 @@ import numpy as np
 from numba import prange
 
 from nbbn.cpu.affine import gradient_row
-from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunk_grid, sums_of_gradient
+from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunks_of, sums_of_gradient
 from nbbn.cpu.channels import gradient_coefficients
 from nbbn.cpu.jit import formula, kernel
-from nbbn.cpu.lines import fence
 from nbbn.cpu.memory import run
-from nbbn.cpu.scratch import greater, lesser, scratch_rows, zero_rows
-from nbbn.cpu.sharing import begin, end, next_task, shared, someone_was_late
+from nbbn.cpu.rows import parts, runs
+from nbbn.cpu.scratch import lesser, scratch_rows, zero_rows
+from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
 
 
 @formula
@@ -53,26 +53,19 @@ def box_gradient_sums(gradients, x, mean, o0, o1, c0, i0, i1, total, products):
 def gradient_sums(workers, gradients, x, group, mean, total, products):
     """total[c] = sum of g, products[c] = sum of g * (x - mean[c]); a task is one chunk of `group` channels."""
     outer, channels, inner = x.shape
-    _, _, along_outer, along_inner = chunk_grid(outer, inner)
-    chunks = along_outer * along_inner
-    groups = -(-channels // group)
+    chunks, groups = parts(x, group)
     chunk_total = zero_rows(chunks, channels, 0.0)
     chunk_products = zero_rows(chunks, channels, 0.0)
     tasks = chunks * groups
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
+        for task in tasks_of(np.int64(worker), taken, tasks):
             k, g = divmod(task, groups)
             o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
             c0 = g * group
             c1 = lesser(c0 + group, channels)
             sums = chunk_total[k, c0:c1], chunk_products[k, c0:c1]
             box_gradient_sums(gradients, x, mean, o0, o1, c0, i0, i1, sums[0], sums[1])
-        end(taken)
     for c in range(channels):
         total[c], products[c] = add_chunks(chunk_total[:, c], chunk_products[:, c])
     return someone_was_late(taken)
@@ -89,51 +82,49 @@ def add_chunks(totals, products):
     return total, product
 
 
+@formula
+def channels_backward(gradients, x, of_channels, c0, size, streaming, grad_x, grad_weight, grad_bias):
+    """All gradients of the `size` channels from c0 on; `of_channels` are mean, high, inv_std and weight of all."""
+    mean, high, inv_std, weight = of_channels
+    outer, _, inner = x.shape
+    chunks = chunks_of(outer, inner)
+    like = high.dtype.type(0)
+    totals = zero_rows(chunks, size, 0.0)
+    products = zero_rows(chunks, size, 0.0)
+    for k in range(chunks):
+        o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
+        box_gradient_sums(gradients, x, high, o0, o1, c0, i0, i1, totals[k], products[k])
+    coefficients = scratch_rows(3, size, like)
+    for k in range(size):
+        c = c0 + k
+        total, product = add_chunks(totals[:, k], products[:, k])
+        scale, slope, offset, grad_weight[c], grad_bias[c] = gradient_coefficients(
+            outer * inner, total, product, mean[c], high[c], inv_std[c], weight, c
+        )
+        coefficients[0, k], coefficients[1, k], coefficients[2, k] = scale, slope, offset
+    for o in range(outer - 1, -1, -1):  # backwards: the last rows are the ones still in cache
+        for k in range(size):
+            c = c0 + k
+            ready = high[c], coefficients[0, k], coefficients[1, k], coefficients[2, k]
+            inputs = run(gradients, o, c, 0, inner), run(x, o, c, 0, inner)
+            gradient_row(run(grad_x, o, c, 0, inner), inputs, ready, like, streaming)
+
+
 @kernel(reads=("gradients", "x", "mean", "high", "inv_std", "weight"))
 def backward_by_channel(
     workers, gradients, x, mean, high, inv_std, weight, group, streaming, grad_x, grad_weight, grad_bias
 ):
     """Sums, then the input gradient, `group` channels at a time: the second read finds them in cache."""
-    outer, channels, inner = x.shape
-    _, _, along_outer, along_inner = chunk_grid(outer, inner)
-    chunks = along_outer * along_inner
-    like = high.dtype.type(0)
-    tasks = -(-channels // group)
+    channels = x.shape[1]
+    _, tasks = parts(x, group)
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
+        for task in tasks_of(np.int64(worker), taken, tasks):
             c0 = task * group
-            size = lesser(group, channels - c0)
-            totals = zero_rows(chunks, size, 0.0)
-            products = zero_rows(chunks, size, 0.0)
-            for k in range(chunks):
-                o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-                box_gradient_sums(gradients, x, high, o0, o1, c0, i0, i1, totals[k], products[k])
-            coefficients = scratch_rows(3, size, high.dtype.type(0))
-            for k in range(size):
-                c = c0 + k
-                total, product = add_chunks(totals[:, k], products[:, k])
-                scale, slope, offset, grad_weight[c], grad_bias[c] = gradient_coefficients(
-                    outer * inner, total, product, mean[c], high[c], inv_std[c], weight, c
-                )
-                coefficients[0, k], coefficients[1, k], coefficients[2, k] = scale, slope, offset
-            for o in range(outer - 1, -1, -1):
-                for k in range(size):
-                    c = c0 + k
-                    ready = high[c], coefficients[0, k], coefficients[1, k], coefficients[2, k]
-                    gradient_row(
-                        run(grad_x, o, c, 0, inner),
-                        (run(gradients, o, c, 0, inner), run(x, o, c, 0, inner)),
-                        ready,
-                        like,
-                        streaming,
-                    )
-        fence()
-        end(taken)
+            of_channels = mean, high, inv_std, weight
+            channels_backward(
+                gradients, x, of_channels, c0, lesser(group, channels - c0), streaming, grad_x, grad_weight, grad_bias
+            )
     return someone_was_late(taken)
 
 
@@ -141,31 +132,17 @@ def backward_by_channel(
 def apply(workers, gradients, x, mean, scale, slope, offset, streaming, grad_x):
     """grad_x = scale * g + slope * (x - mean) + offset; tasks are runs of memory, whatever the channel."""
     outer, channels, inner = x.shape
-    pieces = -(-inner // CHUNK)
-    group = greater(1, CHUNK // inner)
-    groups = -(-(outer * channels) // group)
+    pieces, group, tasks = runs(x.shape)
     like = mean.dtype.type(0)
-    tasks = groups * pieces
     taken = shared(workers)
     for worker in prange(workers):
-        begin(taken)
-        while True:
-            task = next_task(taken, np.int64(worker), tasks)
-            if task < 0:
-                break
+        for task in tasks_of(np.int64(worker), taken, tasks):
             first, piece = divmod(task, pieces)
             i0 = piece * CHUNK
             i1 = lesser(i0 + CHUNK, inner)
             for r in range(first * group, lesser(first * group + group, outer * channels)):
                 o, c = divmod(r, channels)
                 ready = mean[c], scale[c], slope[c], offset[c]
-                gradient_row(
-                    run(grad_x, o, c, i0, i1),
-                    (run(gradients, o, c, i0, i1), run(x, o, c, i0, i1)),
-                    ready,
-                    like,
-                    streaming,
-                )
-        fence()
-        end(taken)
+                inputs = run(gradients, o, c, i0, i1), run(x, o, c, i0, i1)
+                gradient_row(run(grad_x, o, c, i0, i1), inputs, ready, like, streaming)
     return someone_was_late(taken)

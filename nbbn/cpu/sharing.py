@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from nbbn.cpu.jit import formula
+from nbbn.cpu.lines import fence
 from nbbn.cpu.scratch import zeros
 
 #: 64-bit numbers a cache line: counters of different threads shall not share one.
@@ -73,6 +74,18 @@ def end(taken):
     """Nothing is left to do for this worker."""
     if _fetch(taken, taken.size - 2 * _APART) < taken.size // _APART - 2:
         _fetch_and_increment(taken, taken.size - _APART)
+
+
+@formula
+def tasks_of(worker, taken, tasks):
+    """The numbers of the tasks that fall to a worker, one after the other; after the last, what it wrote is seen."""
+    begin(taken)
+    task = next_task(taken, worker, tasks)
+    while task >= 0:
+        yield task
+        task = next_task(taken, worker, tasks)
+    fence()
+    end(taken)
 
 
 @formula

@@ -61,6 +61,22 @@ def chunk_of_rows(k, chunk, outer, fold):
 
 
 @formula
+def chunks_of_rows(chunk, outer, fold):
+    """How many such chunks there are."""
+    whole = outer // fold
+    return -(-whole // chunk) + (1 if whole * fold < outer else 0)
+
+
+@formula
+def part(task, tiles, tile, chunk, outer, fold, width):
+    """(k, r0, r1, step, j0, j1): chunk k of rows, and a tile of its columns, of part number `task`."""
+    k, t = divmod(task, tiles)
+    r0, r1, step = chunk_of_rows(k, chunk, outer, fold)
+    j0 = t * tile
+    return k, r0, r1, step, j0, lesser(j0 + tile, step * width)
+
+
+@formula
 def clear(values):
     for j in range(values.size):  # a tenth of what values[:] = 0 takes to compile
         values[j] = 0
