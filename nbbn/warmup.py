@@ -15,7 +15,7 @@ import numpy as np
 import nbbn
 
 #: One shape for each way in which arrays are cut up: few and many columns, long rows of few and of many channels.
-SHAPES = ((40, 4), (40, 4096), (3, 2, 200), (3, 8, 200))
+SHAPES = ((40, 4), (40, 4096), (3, 2, 200), (3, 8, 1100))
 
 #: What parameters and running arrays are kept in.
 PRECISIONS = (np.float32, np.float64)

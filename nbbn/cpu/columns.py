@@ -31,8 +31,8 @@ def add_deviations(x, r, step, rows, j0, origin, total, squares):
     """Add d and d * d, d = x - origin, of `rows` rows to sums per column."""
     like = origin.dtype.type(0)
     width = origin.size
-    # folded rows follow each other in memory: what comes next is known, and asking for it is a third faster
-    ahead = r + rows * step if step > 1 else r
+    # whole rows follow each other in memory: what comes next is known, and asking for it is a third faster
+    ahead = r + rows * step if width == step * x.shape[1] * x.shape[2] else r
     j = 0
     while j + LANES <= width:
         # apart from what there is: two short sums round less than a long one
@@ -192,17 +192,13 @@ def part_moments(x, task, tiles, fold, tile, part_mean, part_m2):
 def merge_parts(x, fold, part_mean, part_m2, mean, m2):
     """mean[c], m2[c] of every channel from those of its chunks, merged in order."""
     outer, channels, inner = x.shape
-    for c in range(channels):
-        count = np.int64(0)
-        channel_mean = 0.0
-        channel_m2 = 0.0
-        for k in range(part_mean.shape[0]):
-            r0, r1, _ = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
-            count, channel_mean, channel_m2 = merge(
-                count, channel_mean, channel_m2, (r1 - r0) * inner, part_mean[k, c], part_m2[k, c]
-            )
-        mean[c] = channel_mean
-        m2[c] = channel_m2
+    count = np.int64(0)
+    for k in range(part_mean.shape[0]):
+        r0, r1, _ = chunk_of_rows(k, CHUNK_ROWS, outer, fold)
+        size = (r1 - r0) * inner
+        for c in range(channels):
+            _, mean[c], m2[c] = merge(count, mean[c], m2[c], size, part_mean[k, c], part_m2[k, c])
+        count += size
 
 
 @kernel(reads=("x",))

@@ -90,8 +90,8 @@ def backward(grad_out, x, mean, high, inv_std, weight, grad_x, grad_weight, grad
             channels.input_gradient_coefficients(
                 x.shape[0] * x.shape[2], total, products, *of_channels, *ready, grad_weight, grad_bias
             )
-            if how.sums.by_columns:
-                columns_backward.apply(workers, g, x, how.sums.fold, high, *ready, streaming, result)
+            if how.write.by_columns:
+                columns_backward.apply(workers, g, x, how.write.fold, high, *ready, streaming, result)
             else:
                 rows_backward.apply(workers, g, x, high, *ready, streaming, result)
         elif fused.by_columns:

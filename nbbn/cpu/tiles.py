@@ -11,10 +11,6 @@ from nbbn.cpu.jit import formula
 from nbbn.cpu.scratch import lesser
 from nbbn.cpu.vector import LANES
 
-#: `inner` below this goes to the columns family. Rows shorter than a few vectors are mostly loop overhead: alternated,
-#: evaluation by rows takes 0.65 of the time at 11 x 11 and 10 x 10, 0.9 at 9 x 9, and statistics at 7 x 7 1.35.
-ROWS_FROM = 96
-
 #: Columns worked on together: their accumulators (3 x 2 kB of float32) stay in the first-level cache.
 TILE = 512
 
