@@ -42,5 +42,9 @@ def streams(result: Any, *inputs: Any) -> bool:
             total += array.nbytes
     if total <= _FULL * sizes()[1]:
         return False
-    start = result.__array_interface__["data"][0]
-    return all(array is None or array.__array_interface__["data"][0] != start for array in inputs)
+    return not any(array is not None and same_place(array, result) for array in inputs)
+
+
+def same_place(a: Any, b: Any) -> bool:
+    """Whether two arrays begin at the same address."""
+    return bool(a.__array_interface__["data"][0] == b.__array_interface__["data"][0])

@@ -10,9 +10,9 @@ are the same, bit for bit.
 from functools import lru_cache
 
 import numpy as np
-from numpy import empty
+from numpy import empty, may_share_memory
 
-from nbbn.cpu import channels, columns, core, plain_backward, plain_kernels, plan, rows
+from nbbn.cpu import caches, channels, columns, core, plain_backward, plain_kernels, plan, rows
 
 #: Values above which there is work for a second thread, so that the large kernels take over.
 SMALL = 262_143
@@ -36,22 +36,39 @@ def normalize(x, out, mean, var, weight, bias, eps):
 
 
 def train(x, out, running_mean, running_var, weight, bias, eps, momentum, ddof, count, mean, m2):
-    given = _of_one_kind(running_mean, running_var, weight, bias)
     if _is_small(x):
+        given = _of_one_kind(running_mean, running_var, weight, bias)
         _, how, _ = _plans(x.shape, x.dtype)
         if how.by_columns:
             sizes = how.fold, how.tile
             return plain_kernels.train_columns(x, out, *given, eps, momentum, ddof, *sizes, count, mean, m2)
         return plain_kernels.train_rows(x, out, *given, eps, momentum, ddof, how.group, count, mean, m2)
-    parameters = empty((2, x.shape[1]))
-    if not plain_kernels.prepare_training(_bytes(x), _bytes(out), x.shape[1], *given, parameters):
+    if not _fits_training(x, out, running_mean, running_var, weight, bias):
         return False
-    w = core.NOTHING if weight is None else parameters[0]
-    b = core.NOTHING if bias is None else parameters[1]
+    w = core.NOTHING if weight is None else weight.astype(core.FLOAT64)
+    b = core.NOTHING if bias is None else bias.astype(core.FLOAT64)
     core.train(x, w, b, eps, None, False, out, count, mean, m2)
     if running_mean is not None:
         channels.ema(running_mean, running_var, count, mean, m2, momentum, ddof, False)
     return True
+
+
+def _fits_training(x, out, running_mean, running_var, weight, bias):
+    """What the kernel of small arrays finds out: here it would take half a second to compile, to save microseconds."""
+    size, shared = x.shape[1], may_share_memory
+    if shared(out, x) and not caches.same_place(out, x):
+        return False
+    for values in (weight, bias):
+        if values is not None and (values.size != size or shared(values, out)):
+            return False
+    if running_mean is None:
+        return True
+    for values in (running_mean, running_var):
+        if values.size != size or shared(values, x) or shared(values, out):
+            return False
+        if (weight is not None and shared(values, weight)) or (bias is not None and shared(values, bias)):
+            return False
+    return not shared(running_mean, running_var)
 
 
 def moments(x, count, mean, m2):

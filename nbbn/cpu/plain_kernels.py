@@ -165,18 +165,6 @@ def update(running_mean, running_var, mean, var, momentum):
         move(running_mean, running_var, c, mean[c], var[c], momentum)
 
 
-@serial_kernel(reads=("x", "out", "weight", "bias"))
-def prepare_training(x, out, size, running_mean, running_var, weight, bias, parameters):
-    """Whether memory fits; if so, weight and bias in float64 as the rows of `parameters`. `x` and `out` as bytes."""
-    if not fits_training(x, out, size, running_mean, running_var, weight, bias):
-        return False
-    for c in range(weight.size):
-        parameters[0, c] = weight[c]
-    for c in range(bias.size):
-        parameters[1, c] = bias[c]
-    return True
-
-
 @serial_kernel(reads=("x", "weight", "bias"))
 def train_rows(x, out, running_mean, running_var, weight, bias, eps, momentum, ddof, group, count, mean, m2):
     """Statistics, normalization with them, moving averages, by rows; or False."""
