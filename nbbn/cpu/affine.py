@@ -1,9 +1,10 @@
 """The loops that write results, element by element: part of one row of memory each.
 
 Coefficients are scalars (rows family: one channel a row) or arrays with one value per column (columns family).
-`streaming` writes past the caches: whole cache lines as long vectors, what sticks out at both ends as short vectors
-and one by one. An element comes out the same, bit for bit, in a vector and alone. The result may be one of the
-inputs: all is read before it is written.
+With `far`, inputs are not expected in the second-level cache and asked for ahead, as always with `streaming`, which
+writes past the caches: whole cache lines as long vectors, what sticks out at both ends as short vectors and one by one.
+An element comes out the same, bit for bit, in a vector and alone. The result may be one of the inputs: all is read
+before it is written.
 """
 
 from nbbn.cpu.jit import formula
@@ -62,12 +63,12 @@ def _input_gradient(get, put):
 
 
 def _written(formula_with):
-    """The loop `write(out, inputs, coefficients, like, streaming)` over runs of memory: out, and a tuple of inputs."""
+    """The loop `write(out, inputs, coefficients, like, far, streaming)` over runs of memory: out, a tuple of inputs."""
     one, few, many = (formula_with(get, store) for get in (element_for, load_short_for, load_for))
     stream_one, stream_few, stream_many = (formula_with(get, stream) for get in (element_for, load_short_for, load_for))
 
     @formula
-    def write(out, inputs, coefficients, like, streaming):
+    def write(out, inputs, coefficients, like, far, streaming):
         size = out.size
         i = 0
         if streaming:
@@ -91,8 +92,12 @@ def _written(formula_with):
                 stream_one(out, inputs, coefficients, like, i)
                 i += 1
         else:
+            if far:  # a loop of its own: the question in every turn takes a twenty-fifth of the time
+                while i + LANES <= size:
+                    prefetch_all(inputs, i + AHEAD)
+                    many(out, inputs, coefficients, like, i)
+                    i += LANES
             while i + LANES <= size:
-                prefetch_all(inputs, i + AHEAD)
                 many(out, inputs, coefficients, like, i)
                 i += LANES
             while i + SHORT <= size:

@@ -119,7 +119,7 @@ def gradient_sums(workers, gradients, x, fold, tile, mean, total, products):
 
 
 @formula
-def write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, streaming, grad_x):
+def write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, far, streaming, grad_x):
     """grad_x in columns [j0, j1) of rows [r0, r1)."""
     inner = x.shape[2]
     columns = scratch_rows(4, j1 - j0, mean.dtype.type(0))
@@ -131,7 +131,7 @@ def write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, s
     ready = columns[0], columns[1], columns[2], columns[3]
     for r in range(r0, r1, step):
         gradient_row(
-            run(grad_x, r, 0, j0, j1), (run(gradients, r, 0, j0, j1), run(x, r, 0, j0, j1)), ready, like, streaming
+            run(grad_x, r, 0, j0, j1), (run(gradients, r, 0, j0, j1), run(x, r, 0, j0, j1)), ready, like, far, streaming
         )
 
 
@@ -145,7 +145,7 @@ def apply(workers, gradients, x, fold, mean, scale, slope, offset, streaming, gr
     for worker in prange(workers):
         for task in tasks_of(np.int64(worker), taken, tasks):
             _, r0, r1, step, j0, j1 = part(task, tiles, tile, chunk, outer, fold, channels * inner)
-            write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, streaming, grad_x)
+            write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, True, streaming, grad_x)
     return someone_was_late(taken)
 
 
@@ -173,6 +173,19 @@ def backward_by_tile(
                     outer * inner, total[c], products[c], mean[c], high[c], inv_std[c], weight, c
                 )
             write_tile(
-                gradients, x, np.int64(0), outer, np.int64(1), j0, j1, high, scale, slope, offset, streaming, grad_x
+                gradients,
+                x,
+                np.int64(0),
+                outer,
+                np.int64(1),
+                j0,
+                j1,
+                high,
+                scale,
+                slope,
+                offset,
+                False,
+                streaming,
+                grad_x,
             )
     return someone_was_late(taken)

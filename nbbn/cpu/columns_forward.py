@@ -36,16 +36,16 @@ def expanded(mean, scale, shift, start, size, inner):
 
 
 @formula
-def normalize_tile(x, addend, out, r0, r1, step, j0, j1, start, mean, scale, shift, floor, streaming):
+def normalize_tile(x, addend, out, r0, r1, step, j0, j1, start, mean, scale, shift, floor, far, streaming):
     """Columns [j0, j1) of rows [r0, r1); `start` is the column among those that the coefficients are for."""
     ready = expanded(mean, scale, shift, start, j1 - j0, x.shape[2])
     for r in range(r0, r1, step):
         values = run(x, r, 0, j0, j1)
         result = run(out, r, 0, j0, j1)
         if addend is None:
-            normalize_row(result, (values,), ready, floor, streaming)
+            normalize_row(result, (values,), ready, floor, far, streaming)
         else:
-            normalize_add_row(result, (values, run(addend, r, 0, j0, j1)), ready, floor, streaming)
+            normalize_add_row(result, (values, run(addend, r, 0, j0, j1)), ready, floor, far, streaming)
 
 
 @formula
@@ -71,7 +71,7 @@ def normalize(workers, x, addend, out, fold, mean, scale, shift, floor, streamin
     for worker in prange(workers):
         for task in tasks_of(np.int64(worker), taken, tasks):
             _, r0, r1, step, j0, j1 = part(task, tiles, tile, chunk, outer, fold, channels * inner)
-            normalize_tile(x, addend, out, r0, r1, step, j0, j1, j0, mean, scale, shift, floor, streaming)
+            normalize_tile(x, addend, out, r0, r1, step, j0, j1, j0, mean, scale, shift, floor, True, streaming)
     return someone_was_late(taken)
 
 
@@ -96,7 +96,7 @@ def train_by_tile(workers, x, addend, out, weight, bias, eps, floor, tile, strea
                 narrow_serves &= fill_coefficients(mean[c], var, weight, bias, c, eps, wide, narrow, c - c0)
             if narrow_serves:
                 normalize_tile(
-                    x, addend, out, 0, outer, 1, j0, j1, 0, narrow[0], narrow[1], narrow[2], floor, streaming
+                    x, addend, out, 0, outer, 1, j0, j1, 0, narrow[0], narrow[1], narrow[2], floor, False, streaming
                 )
             else:
                 rare_tile(x, addend, out, j0, j1, wide, floor)

@@ -90,5 +90,5 @@ def by_columns(gradients, x, out, mean, var, weight, eps, fold, tile, results):
     tile, tiles, chunk, chunks = affine_grid(outer, fold, fold * channels * inner)
     for task in range(chunks * tiles):
         _, r0, r1, step, j0, j1 = part(task, tiles, tile, chunk, outer, fold, channels * inner)
-        columns_backward.write_tile(gradients, x, r0, r1, step, j0, j1, high, scale, slope, offset, False, out)
+        columns_backward.write_tile(gradients, x, r0, r1, step, j0, j1, high, scale, slope, offset, False, False, out)
     return True

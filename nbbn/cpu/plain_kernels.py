@@ -90,7 +90,7 @@ def write_rows(x, out, narrow):
     for o in range(outer):
         for c in range(channels):
             ready = narrow[0, c], narrow[1, c], narrow[2, c]
-            normalize_row(run(out, o, c, 0, inner), (run(x, o, c, 0, inner),), ready, floor, False)
+            normalize_row(run(out, o, c, 0, inner), (run(x, o, c, 0, inner),), ready, floor, False, False)
 
 
 @formula
@@ -106,7 +106,7 @@ def write_columns(x, out, narrow):
     ready = expanded[0], expanded[1], expanded[2]
     for o in range(0, outer, fold):
         size = lesser(fold, outer - o) * width
-        normalize_row(run(out, o, 0, 0, size), (run(x, o, 0, 0, size),), ready, floor, False)
+        normalize_row(run(out, o, 0, 0, size), (run(x, o, 0, 0, size),), ready, floor, False, False)
 
 
 @serial_kernel(reads=("x", "out", "mean", "var", "weight", "bias"))

@@ -182,16 +182,16 @@ def moments(workers, x, group, mean, m2):
 
 
 @formula
-def normalize_part(x, addend, out, o, c, i0, i1, narrow, wide, narrow_serves, k, floor, streaming):
+def normalize_part(x, addend, out, o, c, i0, i1, narrow, wide, narrow_serves, k, floor, far, streaming):
     """Part of one row, with column k of the coefficients (mean, scale, shift) that serve it."""
     values = run(x, o, c, i0, i1)
     result = run(out, o, c, i0, i1)
     if narrow_serves[k]:
         ready = narrow[0, k], narrow[1, k], narrow[2, k]
         if addend is None:
-            normalize_row(result, (values,), ready, floor, streaming)
+            normalize_row(result, (values,), ready, floor, far, streaming)
         else:
-            normalize_add_row(result, (values, run(addend, o, c, i0, i1)), ready, floor, streaming)
+            normalize_add_row(result, (values, run(addend, o, c, i0, i1)), ready, floor, far, streaming)
     else:
         exact = wide[0, k], wide[1, k], wide[2, k]
         if addend is None:
@@ -225,7 +225,7 @@ def normalize(workers, x, addend, out, wide, narrow, narrow_serves, floor, strea
             i1 = lesser(i0 + CHUNK, inner)
             o, c = divmod(first * group, channels)
             for _ in range(lesser(group, outer * channels - first * group)):
-                normalize_part(x, addend, out, o, c, i0, i1, narrow, wide, narrow_serves, c, floor, streaming)
+                normalize_part(x, addend, out, o, c, i0, i1, narrow, wide, narrow_serves, c, floor, True, streaming)
                 c += 1
                 if c == channels:
                     c = 0
@@ -259,5 +259,7 @@ def train_by_channel(workers, x, addend, out, weight, bias, eps, floor, group, s
             for o in range(outer - 1, -1, -1):  # backwards: the last rows are the ones still in cache
                 for k in range(size):
                     c = c0 + k
-                    normalize_part(x, addend, out, o, c, 0, inner, narrow, wide, narrow_serves, k, floor, streaming)
+                    normalize_part(
+                        x, addend, out, o, c, 0, inner, narrow, wide, narrow_serves, k, floor, False, streaming
+                    )
     return someone_was_late(taken)

@@ -107,7 +107,7 @@ def channels_backward(gradients, x, of_channels, c0, size, streaming, grad_x, gr
             c = c0 + k
             ready = high[c], coefficients[0, k], coefficients[1, k], coefficients[2, k]
             inputs = run(gradients, o, c, 0, inner), run(x, o, c, 0, inner)
-            gradient_row(run(grad_x, o, c, 0, inner), inputs, ready, like, streaming)
+            gradient_row(run(grad_x, o, c, 0, inner), inputs, ready, like, False, streaming)
 
 
 @kernel(reads=("gradients", "x", "mean", "high", "inv_std", "weight"))
@@ -144,5 +144,5 @@ def apply(workers, gradients, x, mean, scale, slope, offset, streaming, grad_x):
                 o, c = divmod(r, channels)
                 ready = mean[c], scale[c], slope[c], offset[c]
                 inputs = run(gradients, o, c, i0, i1), run(x, o, c, i0, i1)
-                gradient_row(run(grad_x, o, c, i0, i1), inputs, ready, like, streaming)
+                gradient_row(run(grad_x, o, c, i0, i1), inputs, ready, like, True, streaming)
     return someone_was_late(taken)
