@@ -1,9 +1,9 @@
 """The shortest way through a call on a device: what a call with the same geometries decided is looked up, not decided.
 
-A call is known by the geometry, alignment and device of every array, and by its options. Everything that the long way
-checks follows from these, except whether what is written overlaps what else is used: that is looked at each time, and
-wherever address ranges so much as meet, the long way decides. It also serves what is not known: the answer is None,
-and nothing has been written.
+A call is known by the library, geometry, alignment and device of every array, and by its options. Everything that the
+long way checks follows from these, except whether what is written overlaps what else is used: that is looked at each
+time, and wherever address ranges so much as meet, the long way decides. It also serves what is not known: the answer is
+None, and nothing has been written.
 """
 
 from math import inf
@@ -141,7 +141,8 @@ def _look(
     key: list[Any] = []
     addresses: list[int] = []
     spans: list[tuple[int, int]] = []
-    for value in (*read, out, *moved):
+    in_place = out is not None and any(out is other for other in may_be)
+    for place, value in enumerate((*read, out, *moved)):
         if value is None:
             key.append(None)
             addresses.append(0)
@@ -153,9 +154,9 @@ def _look(
             address, whole, number = library.describe("", value)
         except TypeError:  # the long way says what is wrong
             return None
-        key += whole, address % WIDEST, number
+        key += library, whole, address % WIDEST, number
         addresses.append(address)
-        if value is not out or not any(value is other for other in may_be):
+        if not (in_place and place == len(read)):  # what `out` is stands among what is read
             spans.append((address + whole.low, address + whole.high))
     if (out is not None or moved) and not _are_apart(spans):
         return None
