@@ -8,7 +8,6 @@ float64, which JAX would round to float32 unless it was told otherwise) stays th
 """
 
 import sys
-import threading
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,6 @@ from nbbn.cuda.storage import BFLOAT16, packed
 
 #: The legacy default stream, as streams are numbered by DLPack and by the CUDA array interface.
 STREAM = 1
-
-_thread = threading.local()
-
-
-def were_read() -> bool:
-    """Whether this thread looked at an array of JAX since it was asked last."""
-    read = getattr(_thread, "read", False)
-    _thread.read = False
-    return read
 
 
 class DeviceMemory:
@@ -77,7 +67,6 @@ class Jax:
         if len(value.devices()) != 1:
             raise TypeError(f"{name}: expected an array on one device, got one sharded over {len(value.devices())}")
         value.block_until_ready()
-        _thread.read = True
         try:
             seen = dlpack.look(value.__dlpack__())
         except (BufferError, TypeError) as error:
@@ -114,11 +103,13 @@ class Jax:
     def fill(self, target: Any, values: np.ndarray) -> None:
         if type(target) is not DeviceMemory:
             self.assign(target, values)
-        memory.to_device(target.piece, values)
+        with memory.there(target.device):
+            memory.to_device(target.piece, values)
 
     def to_host(self, value: Any) -> np.ndarray:
         if type(value) is DeviceMemory:
-            return memory.to_host(value.piece, value.dtype, value.shape)
+            with memory.there(value.device):
+                return memory.to_host(value.piece, value.dtype, value.shape)
         return np.asarray(value)
 
     def stream(self, value: Any, device: int | None) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 from nbbn import backends
 from nbbn.arrays import has_cuda_memory
 from nbbn.cuda import remembered
-from nbbn.cuda.launcher import Place
+from nbbn.cuda.launcher import place_of
 from nbbn.cuda.libraries import library_of
+from nbbn.cuda.memory import number_of
 from nbbn.cuda.recipes import NOT_RUNNING
 from nbbn.cuda.storage import WIDEST
 from nbbn.moments import Moments
@@ -37,9 +38,8 @@ def normalize(
     if not recipe:
         return None
     y, out_at = (out, out_at) if out is not None else recipe.result.make()
-    recipe.affine(
-        _place(x, recipe), at, residual_at or at, out_at, mean_at, var_at, 1.0, weight_at, bias_at, eps, recipe.floor
-    )
+    place = place_of(recipe.library, x, recipe.device)
+    recipe.affine(place, at, residual_at or at, out_at, mean_at, var_at, 1.0, weight_at, bias_at, eps, recipe.floor)
     return y
 
 
@@ -73,8 +73,9 @@ def train(
         return None
     y, out_at = (out, out_at) if out is not None else recipe.result.make()
     fields = recipe.fields.make(need_stats)
+    place = place_of(recipe.library, x, recipe.device)
     recipe.train(
-        _place(x, recipe), at, residual_at or at, out_at, fields.addresses, weight_at, bias_at, eps, recipe.floor,
+        place, at, residual_at or at, out_at, fields.addresses, weight_at, bias_at, eps, recipe.floor,
         NOT_RUNNING if running_mean is None else (mean_at, var_at, momentum, ddof),
     )  # fmt: skip
     return y, fields.moments() if need_stats else None
@@ -90,7 +91,8 @@ def moments(x: Any, axis: Any) -> Moments | None:
     if not recipe:
         return None
     fields = recipe.fields.make(True)
-    recipe.statistics(_place(x, recipe), at, fields.addresses, NOT_RUNNING)
+    place = place_of(recipe.library, x, recipe.device)
+    recipe.statistics(place, at, fields.addresses, NOT_RUNNING)
     return fields.moments()
 
 
@@ -109,9 +111,8 @@ def backward(
     grad_weight, of_weight = recipe.parameter.make()
     grad_bias, of_bias = recipe.parameter.make()
     _kept, totals = recipe.totals.make()
-    recipe.gradients(
-        _place(x, recipe), grad_at, at, out_at, (totals, mean_at, var_at, weight_at, eps), (of_weight, of_bias)
-    )
+    place = place_of(recipe.library, x, recipe.device)
+    recipe.gradients(place, grad_at, at, out_at, (totals, mean_at, var_at, weight_at, eps), (of_weight, of_bias))
     return grad_x, grad_weight, grad_bias
 
 
@@ -154,7 +155,7 @@ def _look(
             address, whole, number = library.describe("", value)
         except TypeError:  # the long way says what is wrong
             return None
-        key += library, whole, address % WIDEST, number
+        key += library, whole, address % WIDEST, number_of(number)
         addresses.append(address)
         if not (in_place and place == len(read)):  # what `out` is stands among what is read
             spans.append((address + whole.low, address + whole.high))
@@ -184,7 +185,3 @@ def _find(key: tuple[Any, ...], make: Any, *arguments: Any) -> Any:
             _known.clear()
         _known[key] = found
     return found
-
-
-def _place(x: Any, recipe: Any) -> Place:
-    return Place(recipe.device, recipe.library.stream(x, recipe.device))

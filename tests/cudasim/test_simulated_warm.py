@@ -162,7 +162,8 @@ def test_whatever_may_overlap_is_for_the_long_way():
     # in place, nothing else may share its memory either, however often the geometry was seen
     inside = [device_arrays.Array(big.memory, big.values[0, 0, 0, :3]), put(np.ones(3, np.float32))]
     for values in (inside, inside[::-1]):
-        assert warm.normalize(x, *(put(np.ones(3, np.float32)),) * 2, None, None, 1e-5, 1, None, None, x) is x
+        ones = [put(np.ones(3, np.float32)) for _ in values]
+        assert warm.normalize(x, *ones, None, None, 1e-5, 1, None, None, x) is x
         assert warm.normalize(x, *values, None, None, 1e-5, 1, None, None, x) is None
         assert warm.train(x, *values, None, None, 0.1, 1e-5, 1, 1, None, None, x, False) is None
     assert warm.train(x, None, None, None, None, 0.1, 1e-5, 1, 1, put(X), None, x, False) is not None
