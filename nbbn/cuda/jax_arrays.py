@@ -24,7 +24,8 @@ class DeviceMemory:
     """An array in memory of this package: what JAX has no way to give, memory that a kernel may write."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, device: int, strides: Any = None, piece: Any = None):
-        self.shape, self.dtype, self.device, self.strides = shape, dtype, device, strides
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.strides = packed(shape, dtype.itemsize) if strides is None else strides
         if piece is None:
             with memory.there(device):
                 dlpack.free()
@@ -45,7 +46,7 @@ class DeviceMemory:
 
     def __dlpack__(self, **_: Any) -> Any:
         """Nothing to wait for: the call that computed this waited."""
-        steps = None if self.strides is None else tuple(step // self.dtype.itemsize for step in self.strides)
+        steps = tuple(step // self.dtype.itemsize for step in self.strides)
         device = self.__dlpack_device__()
         return dlpack.capsule(self.address, self.shape, steps, self.dtype, device, self.piece)
 
@@ -60,8 +61,7 @@ class Jax:
 
     def describe(self, name: str, value: Any) -> Any:
         if type(value) is DeviceMemory:
-            strides = packed(value.shape, value.dtype.itemsize) if value.strides is None else value.strides
-            return value.address, geometry(value.shape, strides, value.dtype), value.device
+            return value.address, geometry(value.shape, value.strides, value.dtype, True), value.device
         if name == "out":
             raise TypeError("out: expected an array that can be updated in place, got a JAX array; leave it out")
         if len(value.devices()) != 1:
@@ -76,7 +76,7 @@ class Jax:
         itemsize = seen.dtype.itemsize
         steps = seen.strides
         strides = packed(seen.shape, itemsize) if steps is None else tuple(step * itemsize for step in steps)
-        return seen.address, geometry(seen.shape, strides, seen.dtype, writeable=False), seen.device
+        return seen.address, geometry(seen.shape, strides, seen.dtype, False), seen.device
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
         return DeviceMemory(shape, dtype, device or 0)
@@ -87,8 +87,7 @@ class Jax:
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         if type(value) is not DeviceMemory:
             return _numpy().transpose(value, order)
-        strides = packed(value.shape, value.dtype.itemsize) if value.strides is None else value.strides
-        shape, turned = (tuple(sizes[a] for a in order) for sizes in (value.shape, strides))
+        shape, turned = (tuple(sizes[a] for a in order) for sizes in (value.shape, value.strides))
         return DeviceMemory(shape, value.dtype, value.device, turned, value.piece)
 
     def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:

@@ -159,7 +159,7 @@ class _CuPy(_Own):
         memory, dtype = value.data, value.dtype
         if dtype.kind == "V" and dtype.name == "bfloat16":
             dtype = BFLOAT16
-        return memory.ptr, geometry(value.shape, value.strides, dtype), value.device.id
+        return memory.ptr, geometry(value.shape, value.strides, dtype, True), value.device.id
 
     def address(self, made: Any) -> int:
         return made.data.ptr
@@ -253,7 +253,7 @@ def _of_tensor(shape: Any, steps: tuple[int, ...], dtype: Any) -> Geometry:
     """The geometry of a tensor: strides in values."""
     name = str(dtype).rpartition(".")[2]
     stored: Any = BFLOAT16 if name == "bfloat16" else np.dtype({"half": "float16"}.get(name, name))
-    return geometry(tuple(shape), tuple(step * stored.itemsize for step in steps), stored)
+    return geometry(tuple(shape), tuple(step * stored.itemsize for step in steps), stored, True)
 
 
 #: By the first part of the name of the module that an array's type is from.
