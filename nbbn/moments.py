@@ -1,7 +1,7 @@
 """`Moments`: the one record of batch statistics."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -204,13 +204,11 @@ class Moments:
             for nothing, something in ((self, other), (other, self)):
                 if type(nothing.count) is np.ndarray and not nothing.count.any():
                     return something
-        first, second = views(self), views(other)
-        checks.same_place(first[0], other=second[0])
-        result = backends.empty_moments(self.count.shape[0], first[0])
-        backends.serving(first[0]).merge(*first, *second, *result)
-        if type(self.count) is np.ndarray and result[0].size and result[0].min() < 0:
+        self._same_place(other)
+        both = self._combined(other, "merge")
+        if type(both.count) is np.ndarray and both.count.size and both.count.min() < 0:
             raise OverflowError("other: expected at most 2**63 - 1 values together, got more")
-        return wrap(*result)
+        return both
 
     def __add__(self, other: "Moments") -> "Moments":
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
@@ -228,21 +226,14 @@ class Moments:
         if not isinstance(other, Moments):
             return NotImplemented
         self._same_channels(other)
-        if type(self.count) is not np.ndarray:
-            first, second = views(self), views(other)
-            checks.same_place(first[0], other=second[0])
-            result = backends.empty_moments(self.count.shape[0], first[0])
-            backends.serving(first[0]).remove(*first, *second, *result)
-            return wrap(*result)
-        if (other.count > self.count).any():
+        self._same_place(other)
+        if type(self.count) is np.ndarray and (other.count > self.count).any():
             c = int(np.argmax(other.count > self.count))
             raise ValueError(
                 f"other: expected a part of what it is taken from, got {other.count[c]} values of {self.count[c]} "
                 f"in channel {c}"
             )
-        result = backends.empty_moments(self.count.size)
-        backends.serving(self.count).remove(self.count, self.mean, self.m2, other.count, other.mean, other.m2, *result)
-        return wrap(*result)
+        return self._combined(other, "remove")
 
     def __eq__(self, other: object) -> npt.NDArray[np.bool_]:  # type: ignore[override]
         if not isinstance(other, Moments):
@@ -288,12 +279,27 @@ class Moments:
         if other.count.shape[0] != self.count.shape[0]:
             raise ValueError(f"other: expected {self.count.shape[0]} channels, got {other.count.shape[0]}")
 
+    def _same_place(self, other: "Moments") -> None:
+        checks.same_place(any_array("count", self.count), other=any_array("count", other.count))
+
+    def _combined(self, other: "Moments", operation: Literal["merge", "remove"]) -> "Moments":
+        """What a backend makes of both, which are in one place."""
+        first, second = views(self), views(other)
+        result = backends.empty_moments(self.count.shape[0], first[0])
+        getattr(backends.serving(first[0]), operation)(*first, *second, *result)
+        return wrap(*result)
+
 
 def wrap(count: Array, mean: Array, m2: Array) -> Moments:
     """A `Moments` that takes over freshly computed arrays, without copying or checking them again."""
+    return holding(_read_only(count), _read_only(mean), _read_only(m2))
+
+
+def holding(count: Any, mean: Any, m2: Any) -> Moments:
+    """A `Moments` of these fields as they are."""
     moments = object.__new__(Moments)
     for name, values in (("count", count), ("mean", mean), ("m2", m2)):
-        object.__setattr__(moments, name, _read_only(values))
+        object.__setattr__(moments, name, values)
     return moments
 
 

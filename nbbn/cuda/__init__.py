@@ -12,7 +12,7 @@ import numpy as np
 from numba import cuda
 
 from nbbn.cuda import channels, formulas, launch, masked, memory, recipes
-from nbbn.cuda.arguments import flags_of, gradient_flags, packed, running_flags, running_of, steps_of
+from nbbn.cuda.arguments import NOT_RUNNING, flags_of, gradient_flags, packed, running_flags, running_of, steps_of
 from nbbn.cuda.device import DeviceArray
 from nbbn.cuda.jit import SIMULATED
 from nbbn.cuda.launcher import Launch, place_of
@@ -202,7 +202,7 @@ def _masked_moments(place, x, where, count, mean, m2):
 
 def _moments(place, x, count, mean, m2):
     recipe = recipes.statistics(_seen(x), 0, properties(x.device))
-    recipe(place, x.address, (count.address, mean.address, m2.address), recipes.NOT_RUNNING)
+    recipe(place, x.address, (count.address, mean.address, m2.address), NOT_RUNNING)
 
 
 def _affine(place, x, mean, var, weight, bias, eps, residual, relu, out):

@@ -28,9 +28,6 @@ from nbbn.cuda.workspace import Workspace, workspace
 #: A canonical view: its geometry, and its address modulo the widest load.
 View = tuple[Geometry, int]
 
-#: Addresses of running arrays that are not there, momentum, ddof.
-NOT_RUNNING = (0, 0, 0.0, 0)
-
 
 @dataclass(frozen=True, slots=True)
 class Statistics:

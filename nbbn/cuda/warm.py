@@ -6,18 +6,18 @@ time, and wherever address ranges so much as meet, the long way decides. It also
 None, and nothing has been written.
 """
 
-from math import inf
 from typing import Any
 
 from nbbn import backends
 from nbbn.arrays import has_cuda_memory
 from nbbn.cuda import remembered
+from nbbn.cuda.arguments import NOT_RUNNING
 from nbbn.cuda.launcher import place_of
 from nbbn.cuda.libraries import library_of
 from nbbn.cuda.memory import number_of
-from nbbn.cuda.recipes import NOT_RUNNING
 from nbbn.cuda.storage import WIDEST
-from nbbn.moments import Moments
+from nbbn.moments import Moments, holding
+from nbbn.quick import harmless, is_plain_eps
 
 #: Calls remembered at most: then all are forgotten.
 MOST = 4096
@@ -52,7 +52,7 @@ def forward(
         return train(
             x, running_mean, running_var, weight, bias, momentum, eps, axis, ddof, residual, activation, out, need_stats
         )
-    if training is not False or need_stats or not _moves_plainly(momentum, ddof):
+    if training is not False or need_stats or not harmless(momentum, ddof):
         return None
     y = normalize(x, running_mean, running_var, weight, bias, eps, axis, residual, activation, out)
     return None if y is None else (y, None)
@@ -64,7 +64,7 @@ def train(
 ) -> tuple[Any, Moments | None] | None:  # fmt: skip
     """Statistics, normalization and moving averages; the statistics themselves if asked for."""
     seen = _look((x, weight, bias, residual), out, (x,), (running_mean, running_var))
-    if seen is None or not _are_plain(eps, axis, activation) or not _moves_plainly(momentum, ddof):
+    if seen is None or not _are_plain(eps, axis, activation) or not harmless(momentum, ddof):
         return None
     key, (at, weight_at, bias_at, residual_at, out_at, mean_at, var_at) = seen
     recipe = _find(("train", axis, activation, *key), remembered.training,
@@ -72,13 +72,13 @@ def train(
     if not recipe:
         return None
     y, out_at = (out, out_at) if out is not None else recipe.result.make()
-    fields = recipe.fields.make(need_stats)
+    owners, addresses = recipe.fields.make(need_stats)
     place = place_of(recipe.library, x, recipe.device)
     recipe.train(
-        place, at, residual_at or at, out_at, fields.addresses, weight_at, bias_at, eps, recipe.floor,
+        place, at, residual_at or at, out_at, addresses, weight_at, bias_at, eps, recipe.floor,
         NOT_RUNNING if running_mean is None else (mean_at, var_at, momentum, ddof),
     )  # fmt: skip
-    return y, fields.moments() if need_stats else None
+    return y, holding(*owners) if need_stats else None
 
 
 def moments(x: Any, axis: Any) -> Moments | None:
@@ -90,10 +90,10 @@ def moments(x: Any, axis: Any) -> Moments | None:
     recipe = _find(("moments", axis, *key), remembered.summary, x, axis)
     if not recipe:
         return None
-    fields = recipe.fields.make(True)
+    owners, addresses = recipe.fields.make(True)
     place = place_of(recipe.library, x, recipe.device)
-    recipe.statistics(place, at, fields.addresses, NOT_RUNNING)
-    return fields.moments()
+    recipe.statistics(place, at, addresses, NOT_RUNNING)
+    return holding(*owners)
 
 
 def backward(
@@ -118,13 +118,9 @@ def backward(
 
 def _are_plain(eps: Any, axis: Any, activation: Any) -> bool:
     """Whether these options need no check."""
-    if type(eps) is not float or not 0.0 <= eps < inf or not (axis is None or type(axis) is int):
+    if not is_plain_eps(eps) or not (axis is None or type(axis) is int):
         return False
     return activation is None or (type(activation) is str and activation == "relu")
-
-
-def _moves_plainly(momentum: Any, ddof: Any) -> bool:
-    return type(momentum) is float and 0.0 <= momentum <= 1.0 and type(ddof) is int and 0 <= ddof <= 1
 
 
 _OURS = frozenset({None, "cuda"})
