@@ -109,13 +109,8 @@ def evaluation(
 ) -> Evaluation | None:
     x, channel, order = _data(x, axis)
     channels = checks.channels_of(x, channel)
-    mean, var = checks.per_channel("mean", mean, channels), checks.per_channel("var", var, channels)
-    weight = checks.optional_per_channel("weight", weight, channels)
-    bias = checks.optional_per_channel("bias", bias, channels)
-    residual = checks.residual_like(residual, x)
-    relu = checks.activation(activation)
-    checks.same_place(x, mean=mean, var=var, weight=weight, bias=bias, residual=residual)
-    out = checks.output(out, x, residual=residual, mean=mean, var=var, weight=weight, bias=bias)
+    given = mean, var, weight, bias, 0.0, residual, activation, out
+    mean, var, weight, bias, _, residual, relu, out = checks.of_normalize(x, channels, *given)
     views = _views(order, x, residual, _result(order, x, out))
     if views is None or not _are_contiguous(mean, var, weight, bias):
         return None
@@ -136,12 +131,8 @@ def training(
     residual = checks.residual_like(residual, x)
     relu = checks.activation(activation)
     checks.same_place(x, weight=weight, bias=bias, residual=residual)
-    running = checks.running_pair(running_mean, running_var, channels)
-    out = checks.output(out, x, residual=residual, weight=weight, bias=bias)
-    update = None
-    if running is not None:
-        checks.same_place(x, running_mean=running[0], running_var=running[1])
-        update = RunningUpdate(*running, 0.0, 0, False)
+    running, out = checks.written_in_training(x, channels, running_mean, running_var, out, weight, bias, residual, None)
+    update = None if running is None else RunningUpdate(*running, 0.0, 0, False)
     if not x.size:
         return None
     checks.more_than_one_value(x, channels)
@@ -167,12 +158,8 @@ def backward(grad_out: Any, x: Any, mean: Any, var: Any, weight: Any, out: Any, 
     x, channel, order = _data(x, axis)
     checks.float_data("x", x, "in backward")
     channels = checks.channels_of(x, channel)
-    grad_out = checks.float_data("grad_out", grad_out, "in backward")
-    checks.same_shape("grad_out", grad_out, x)
-    mean, var = checks.per_channel("mean", mean, channels), checks.per_channel("var", var, channels)
-    weight = checks.optional_per_channel("weight", weight, channels)
-    checks.same_place(x, grad_out=grad_out, mean=mean, var=var, weight=weight)
-    out = checks.output(out, x, grad_out=grad_out, mean=mean, var=var, weight=weight)
+    given = grad_out, mean, var, weight, 0.0, True, out
+    grad_out, mean, var, weight, _, _, out = checks.of_backward(x, channels, *given)
     views = _views(order, x, grad_out, _result(order, x, out))
     if views is None or not _are_contiguous(mean, var, weight) or not x.size:
         return None
