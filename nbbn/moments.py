@@ -38,7 +38,8 @@ class Moments:
         mean  = mean_a + (mean_b - mean_a) * count_b / count
         m2    = m2_a + m2_b + (mean_b - mean_a)**2 * count_a * count_b / count
 
-    Fields are read-only. ``==`` compares channel by channel, as arrays do; there is no hash.
+    Fields are read-only. ``==`` compares channel by channel, as arrays do; there is no hash. Pickled and copied they
+    stay on a device where their library's arrays can be pickled (PyTorch, CuPy), and come back in host memory else.
 
     Examples
     --------
@@ -250,7 +251,11 @@ class Moments:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Moments if type(self.count) is np.ndarray else _restored, (self.count, self.mean, self.m2)
+        if type(self.count) is np.ndarray:
+            return Moments, (self.count, self.mean, self.m2)
+        if not any_array("count", self.count).library.pickles:  # type: ignore[attr-defined]
+            return self.to_numpy().__reduce__()
+        return _restored, (self.count, self.mean, self.m2)
 
     def __repr__(self) -> str:
         shown = self if type(self.count) is np.ndarray else self.to_numpy()

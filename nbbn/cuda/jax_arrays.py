@@ -58,6 +58,7 @@ class Jax:
     """What is asked of an array library (`nbbn.cuda.libraries.Library`)."""
 
     is_plain = False
+    pickles = False  # statistics are in memory of this package
 
     def describe(self, name: str, value: Any) -> Any:
         if type(value) is DeviceMemory:

@@ -16,6 +16,8 @@ class Library(Protocol):
 
     #: Whether its arrays need nothing before a kernel reads them, nor after it wrote them.
     is_plain: bool
+    #: Whether its arrays can be pickled.
+    pickles: bool
 
     def describe(self, name: str, value: Any) -> tuple[int, Geometry, int | None]:
         """Address, geometry, device number (None: unknown)."""
@@ -81,6 +83,7 @@ class _Own:
     """A library whose `empty` makes what callers get."""
 
     is_plain = True
+    pickles = True
 
     def address(self, made: Any) -> int:
         return self.describe("", made)[0]  # type: ignore[attr-defined]
@@ -91,6 +94,8 @@ class _Own:
 
 class _Numba(_Own):
     """numba.cuda's own arrays, and those of libraries not known here."""
+
+    pickles = False
 
     def describe(self, name: str, value: Any) -> Any:
         return *_interface(name, value), None

@@ -1,6 +1,7 @@
 """JAX's arrays on a device: read and made there, awaited, never written."""
 
 import gc
+import pickle
 import sys
 
 import device_arrays
@@ -106,6 +107,11 @@ def test_statistics_that_are_combined_are_awaited():
         fake_jax.EVENTS.clear()
         operation()
         assert fake_jax.EVENTS == [("awaited", jax_arrays.STREAM)]
+
+
+def test_statistics_are_pickled_in_host_memory():
+    stats = nbbn.batch_stats(put(X))
+    assert (pickle.loads(pickle.dumps(stats)) == stats.to_numpy()).all()
 
 
 def test_running_arrays_of_another_library_move():
