@@ -68,11 +68,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=560, help="time for everything")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="where results are written")
-    parser.add_argument(
-        "--only", nargs="+", choices=("tests", "sanitizer", "choices", "benchmark"), help="steps to run"
-    )
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="steps to run")
     options = parser.parse_args()
-    wanted = options.only or ["tests", "sanitizer", "choices", "benchmark"]
+    wanted = options.only
     steps = Steps(options.seconds)
     about = describe()
     has_gpu = "cuda" in nbbn.available_backends()

@@ -423,3 +423,50 @@ def effective_count(value: Any, count: Array) -> Array:
     if not ((each >= 0) & (each <= most)).all():
         raise ValueError(f"effective_count: expected numbers from 0 to the count of values, {count}, got {value!r}")
     return np.minimum(each, count)
+
+
+# --- all arguments of a call, in the order in which errors are raised -------------------------------------------------
+
+
+def of_normalize(
+    x: Array, channels: int, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, residual: Any, activated: Any,
+    out: Any,
+) -> tuple[Array, Array, Array | None, Array | None, float, Array | None, bool, Array | None]:  # fmt: skip
+    """Those of `normalize` after `x` and `axis`: in the same order, the activation as whether there is one."""
+    mean, var = per_channel("mean", mean, channels), per_channel("var", var, channels)
+    weight, bias = optional_per_channel("weight", weight, channels), optional_per_channel("bias", bias, channels)
+    eps = epsilon(eps)
+    residual = residual_like(residual, x)
+    relu = activation(activated)
+    same_place(x, mean=mean, var=var, weight=weight, bias=bias, residual=residual)
+    out = output(out, x, residual=residual, mean=mean, var=var, weight=weight, bias=bias)
+    return mean, var, weight, bias, eps, residual, relu, out
+
+
+def written_in_training(
+    x: Array, channels: int, running_mean: Any, running_var: Any, out: Any, weight: Array | None, bias: Array | None,
+    residual: Array | None, where: Array | None,
+) -> tuple[tuple[Array, Array] | None, Array | None]:  # fmt: skip
+    """The running arrays and `out`, which share memory with nothing else; `out` may be `x`."""
+    pair = running_pair(running_mean, running_var, channels)
+    out = output(out, x, residual=residual, weight=weight, bias=bias, where=where)
+    if pair is not None:
+        same_place(x, running_mean=pair[0], running_var=pair[1])
+        for name, written in zip(("running_mean", "running_var"), pair, strict=True):
+            disjoint(name, written, x=x, weight=weight, bias=bias, residual=residual, where=where, out=out)
+    return pair, out
+
+
+def of_backward(
+    x: Array, channels: int, grad_out: Any, mean: Any, var: Any, weight: Any, eps: Any, training: Any, out: Any
+) -> tuple[Array, Array, Array, Array | None, float, bool, Array | None]:
+    """Those of `batch_norm_backward` after `x` and `axis`, in the order of the parameters here."""
+    grad_out = float_data("grad_out", grad_out, "in backward")
+    same_shape("grad_out", grad_out, x)
+    mean, var = per_channel("mean", mean, channels), per_channel("var", var, channels)
+    weight = optional_per_channel("weight", weight, channels)
+    eps = epsilon(eps)
+    training = flag("training", training)
+    same_place(x, grad_out=grad_out, mean=mean, var=var, weight=weight)
+    out = output(out, x, grad_out=grad_out, mean=mean, var=var, weight=weight)
+    return grad_out, mean, var, weight, eps, training, out

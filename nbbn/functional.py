@@ -82,15 +82,8 @@ def normalize(
     given_x, x = x, checks.data("x", x)
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
-    mean = checks.per_channel("mean", mean, channels)
-    var = checks.per_channel("var", var, channels)
-    weight = checks.optional_per_channel("weight", weight, channels)
-    bias = checks.optional_per_channel("bias", bias, channels)
-    eps = checks.epsilon(eps)
-    residual = checks.residual_like(residual, x)
-    relu = checks.activation(activation)
-    checks.same_place(x, mean=mean, var=var, weight=weight, bias=bias, residual=residual)
-    target = checks.output(out, x, residual=residual, mean=mean, var=var, weight=weight, bias=bias)
+    given = mean, var, weight, bias, eps, residual, activation, out
+    mean, var, weight, bias, eps, residual, relu, target = checks.of_normalize(x, channels, *given)
     y = placement.normalize(x, channel, mean, var, weight, bias, eps, residual, relu, target)
     return returned(y, out, given_x)  # type: ignore[no-any-return]
 
@@ -342,14 +335,8 @@ def forward(
         y = placement.normalize(x, channel, mean, var, weight, bias, eps, residual, relu, out)
         return returned(y, given, given_x), batch, 0
 
-    running = checks.running_pair(running_mean, running_var, channels)
-    out = checks.output(out, x, residual=residual, weight=weight, bias=bias, where=mask)
-    update = None
-    if running is not None:
-        checks.same_place(x, running_mean=running[0], running_var=running[1])
-        for name, written in zip(("running_mean", "running_var"), running, strict=True):
-            checks.disjoint(name, written, x=x, weight=weight, bias=bias, residual=residual, where=mask, out=out)
-        update = RunningUpdate(*running, rate, ddof, policy == "skip")
+    running, out = checks.written_in_training(x, channels, running_mean, running_var, out, weight, bias, residual, mask)
+    update = None if running is None else RunningUpdate(*running, rate, ddof, policy == "skip")
     if x.size == 0:
         return returned(empty(x.shape, x.dtype, x), given, given_x), placement.moments(x, channel, None), 0
     checks.more_than_one_value(x, channels)
@@ -446,15 +433,8 @@ def batch_norm_backward(
     given_x, x = x, checks.float_data("x", x, "in backward")
     channel = checks.channel_axis(x, axis)
     channels = checks.channels_of(x, channel)
-    grad_out = checks.float_data("grad_out", grad_out, "in backward")
-    checks.same_shape("grad_out", grad_out, x)
-    mean = checks.per_channel("mean", mean, channels)
-    var = checks.per_channel("var", var, channels)
-    weight = checks.optional_per_channel("weight", weight, channels)
-    eps = checks.epsilon(eps)
-    training = checks.flag("training", training)
-    checks.same_place(x, grad_out=grad_out, mean=mean, var=var, weight=weight)
-    target = checks.output(out, x, grad_out=grad_out, mean=mean, var=var, weight=weight)
+    given = grad_out, mean, var, weight, eps, training, out
+    grad_out, mean, var, weight, eps, training, target = checks.of_backward(x, channels, *given)
     dtype = parameter_dtype(x.dtype) if weight is None else weight.dtype
     grad_x, grad_weight, grad_bias = placement.backward(
         grad_out, x, channel, mean, var, weight, eps, training, target, dtype

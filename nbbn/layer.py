@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -305,11 +305,10 @@ class BatchNorm(RunningStatistics):
     def _normalize_with_batch(self, x: Array, view: Array, moves: bool) -> Array:
         tracks = moves and self.track_running_stats and view.size > 0
         pending = self._pending if tracks else None
-        if tracks and pending is None and on_device(view) and self._moves_in_one_launch():
-            with forks.state:
-                momentum = cast(float, self._momentum())
-                y, stats, skipped = self._train(x, self.running_mean, self.running_var, momentum, self.nonfinite)
-                self._count(stats, skipped)
+        at_once = tracks and pending is None and self.nonfinite != "raise" and on_device(view)
+        done = self._train_and_move(x) if at_once else None
+        if done is not None:
+            y, stats, skipped = done
             self._forward = _Forward(x, stats.mean, stats.var(), True, self._frozen)
         else:  # statistics first: what they do to the running ones is a step of its own, as a whole or not at all
             if tracks:
@@ -323,6 +322,16 @@ class BatchNorm(RunningStatistics):
             self._forward = last
         warn_skipped(skipped, stats, stacklevel=4)
         return y
+
+    def _train_and_move(self, x: Array) -> tuple[Array, Moments, int] | None:
+        """Statistics of the batch and their update of the running ones, together; None if one launch cannot do that."""
+        with forks.state:
+            momentum = self._momentum()
+            if not isinstance(momentum, float):
+                return None
+            y, stats, skipped = self._train(x, self.running_mean, self.running_var, momentum, self.nonfinite)
+            self._count(stats, skipped)
+        return y, stats, skipped
 
     def _train(
         self, x: Array, mean: Array | None, var: Array | None, momentum: float, nonfinite: NonFinite

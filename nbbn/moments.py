@@ -1,7 +1,7 @@
 """`Moments`: the one record of batch statistics."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,8 @@ class Moments:
         mean  = mean_a + (mean_b - mean_a) * count_b / count
         m2    = m2_a + m2_b + (mean_b - mean_a)**2 * count_a * count_b / count
 
-    Fields are read-only. ``==`` compares channel by channel, as arrays do; there is no hash.
+    Fields are read-only. ``==`` compares channel by channel, as arrays do; there is no hash. Pickled and copied they
+    stay on a device where their library's arrays can be pickled (PyTorch, CuPy), and come back in host memory else.
 
     Examples
     --------
@@ -204,13 +205,11 @@ class Moments:
             for nothing, something in ((self, other), (other, self)):
                 if type(nothing.count) is np.ndarray and not nothing.count.any():
                     return something
-        first, second = views(self), views(other)
-        checks.same_place(first[0], other=second[0])
-        result = backends.empty_moments(self.count.shape[0], first[0])
-        backends.serving(first[0]).merge(*first, *second, *result)
-        if type(self.count) is np.ndarray and result[0].size and result[0].min() < 0:
+        self._same_place(other)
+        both = self._combined(other, "merge")
+        if type(both.count) is np.ndarray and both.count.size and both.count.min() < 0:
             raise OverflowError("other: expected at most 2**63 - 1 values together, got more")
-        return wrap(*result)
+        return both
 
     def __add__(self, other: "Moments") -> "Moments":
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
@@ -228,21 +227,14 @@ class Moments:
         if not isinstance(other, Moments):
             return NotImplemented
         self._same_channels(other)
-        if type(self.count) is not np.ndarray:
-            first, second = views(self), views(other)
-            checks.same_place(first[0], other=second[0])
-            result = backends.empty_moments(self.count.shape[0], first[0])
-            backends.serving(first[0]).remove(*first, *second, *result)
-            return wrap(*result)
-        if (other.count > self.count).any():
+        self._same_place(other)
+        if type(self.count) is np.ndarray and (other.count > self.count).any():
             c = int(np.argmax(other.count > self.count))
             raise ValueError(
                 f"other: expected a part of what it is taken from, got {other.count[c]} values of {self.count[c]} "
                 f"in channel {c}"
             )
-        result = backends.empty_moments(self.count.size)
-        backends.serving(self.count).remove(self.count, self.mean, self.m2, other.count, other.mean, other.m2, *result)
-        return wrap(*result)
+        return self._combined(other, "remove")
 
     def __eq__(self, other: object) -> npt.NDArray[np.bool_]:  # type: ignore[override]
         if not isinstance(other, Moments):
@@ -259,7 +251,11 @@ class Moments:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Moments if type(self.count) is np.ndarray else _restored, (self.count, self.mean, self.m2)
+        if type(self.count) is np.ndarray:
+            return Moments, (self.count, self.mean, self.m2)
+        if not any_array("count", self.count).library.pickles:  # type: ignore[attr-defined]
+            return self.to_numpy().__reduce__()
+        return _restored, (self.count, self.mean, self.m2)
 
     def __repr__(self) -> str:
         shown = self if type(self.count) is np.ndarray else self.to_numpy()
@@ -288,12 +284,27 @@ class Moments:
         if other.count.shape[0] != self.count.shape[0]:
             raise ValueError(f"other: expected {self.count.shape[0]} channels, got {other.count.shape[0]}")
 
+    def _same_place(self, other: "Moments") -> None:
+        checks.same_place(any_array("count", self.count), other=any_array("count", other.count))
+
+    def _combined(self, other: "Moments", operation: Literal["merge", "remove"]) -> "Moments":
+        """What a backend makes of both, which are in one place."""
+        first, second = views(self), views(other)
+        result = backends.empty_moments(self.count.shape[0], first[0])
+        getattr(backends.serving(first[0]), operation)(*first, *second, *result)
+        return wrap(*result)
+
 
 def wrap(count: Array, mean: Array, m2: Array) -> Moments:
     """A `Moments` that takes over freshly computed arrays, without copying or checking them again."""
+    return holding(_read_only(count), _read_only(mean), _read_only(m2))
+
+
+def holding(count: Any, mean: Any, m2: Any) -> Moments:
+    """A `Moments` of these fields as they are."""
     moments = object.__new__(Moments)
     for name, values in (("count", count), ("mean", mean), ("m2", m2)):
-        object.__setattr__(moments, name, _read_only(values))
+        object.__setattr__(moments, name, values)
     return moments
 
 

@@ -22,7 +22,7 @@ _FLOAT32, _FLOAT64 = _FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 def evaluate(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, axis: Any, out: Any) -> Array | None:
     """The affine step."""
     view, plain = _view(x, axis), backends.current().plain
-    if view is None or plain is None or type(eps) is not float or not 0.0 <= eps < inf:
+    if view is None or plain is None or not is_plain_eps(eps):
         return None
     if not (_flat(mean) and _flat(var) and (weight is None or _flat(weight)) and (bias is None or _flat(bias))):
         return None
@@ -40,7 +40,7 @@ def train(
     view, plain = _view(x, axis), backends.current().plain
     if view is None or plain is None or view.size == view.shape[1] or not harmless(momentum, ddof):
         return None
-    if type(eps) is not float or not 0.0 <= eps < inf or not _are_one_kind(running_mean, running_var, weight, bias):
+    if not is_plain_eps(eps) or not _are_one_kind(running_mean, running_var, weight, bias):
         return None
     if running_mean is None:
         if running_var is not None:
@@ -73,7 +73,7 @@ def backward(
 ) -> tuple[Array, Array, Array] | None:
     """The three gradients, in training."""
     view, plain = _view(x, axis), backends.current().plain
-    if view is None or plain is None or type(eps) is not float or not 0.0 <= eps < inf:
+    if view is None or plain is None or not is_plain_eps(eps):
         return None
     if type(grad_out) is not ndarray or grad_out.dtype != x.dtype or grad_out.shape != x.shape:
         return None
@@ -103,6 +103,11 @@ def _are_one_kind(*parameters: Any) -> bool:
 def harmless(momentum: Any, ddof: Any) -> bool:
     """Whether these options need no check."""
     return type(momentum) is float and 0.0 <= momentum <= 1.0 and type(ddof) is int and 0 <= ddof <= 1
+
+
+def is_plain_eps(eps: Any) -> bool:
+    """Whether this needs no check."""
+    return type(eps) is float and 0.0 <= eps < inf
 
 
 def _flat(values: Any) -> bool:

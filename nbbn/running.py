@@ -251,10 +251,6 @@ class RunningStatistics:
             return weights_of_steps(momentum, self.debias, np.maximum(step - self.num_skipped, 1))
         return weight_of_step(momentum, self.debias, step)
 
-    def _moves_in_one_launch(self) -> bool:
-        """Whether a device can update the running statistics along with taking those of the batch."""
-        return self.nonfinite != "raise" and isinstance(self._momentum(), float)
-
     def _running(self) -> tuple[Array, Array]:
         running = checks.running_pair(self.running_mean, self.running_var, self.num_features)
         assert running is not None  # a layer without has nothing to move

@@ -3,12 +3,16 @@
 import ctypes
 import dataclasses
 import sys
+import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from nbbn.cuda import launch, launcher
+from nbbn.cuda import launch, launcher, memory, recipes
 from nbbn.cuda.launch import Columns, Device, Layout, Rows
+from nbbn.cuda.workspace import PER_THREAD, workspace
 
 H100, SMALL = Device(132, 50 << 20), Device(4, 1 << 18)
 
@@ -221,6 +225,68 @@ def test_numba_launches_always_where_the_rest_is_not_known(monkeypatch, core, ch
         launch(launcher.Place(0, 0), n)
     assert [arguments for _, arguments in kernel.launched] == [(0,), (1,), (2,)]
     assert core == []
+
+
+def test_kernels_are_loaded_without_a_launch(core):
+    kernel, place = Kernel(), launcher.Place(0, 7)
+    kernel.typeof_pyval, compiled = type, []
+    kernel.compile = compiled.append
+    launch = launcher.Launch(kernel, 12, 256)
+    assert not launch.is_ready(place)
+    launch.load(place, 1, 0.5)
+    assert compiled == [(int, float)]
+    assert kernel.launched == []
+    launch(place, 1, 0.5)
+    assert launch.is_ready(place)
+
+
+def test_nothing_moves_before_all_kernels_are_loaded(monkeypatch):
+    """Ctrl-C while the second kernel compiles: the first, which moves the running arrays, was not launched."""
+    happened = []
+
+    class Stopped:
+        is_ready = staticmethod(lambda place: False)
+
+        def load(self, *arguments):
+            raise KeyboardInterrupt
+
+    normalize = recipes.Affine(Stopped(), (1, 1), (1, 1), (1, 1), 0)
+    training = recipes.Training(lambda *arguments: happened.append("moved"), normalize, 4.0)
+    with pytest.raises(KeyboardInterrupt):
+        training(launcher.Place(None, 0), 256, 256, 512, (1, 2, 3), 0, 0, 1e-5, 0.0, (1024, 2048, 0.1, 1))
+    assert happened == []
+
+
+@pytest.fixture
+def several(monkeypatch):
+    """Two devices, the second of which is the current one."""
+    monkeypatch.setattr(memory, "is_only_one_device", lambda: False)
+    current = SimpleNamespace(id=1)
+    monkeypatch.setattr(memory.cuda, "get_current_device", lambda: current)
+    return current
+
+
+def test_arrays_that_do_not_say_where_they_are_are_on_the_current_device(several):
+    library = SimpleNamespace(stream=lambda owner, device: 5)
+    assert launcher.place_of(library, None, None) == (1, 5)
+    several.id = 0
+    assert launcher.place_of(library, None, None) == (0, 5)
+    assert launcher.place_of(library, None, 3) == (3, 5)
+
+
+def test_threads_have_workspaces_of_their_own_on_their_own_stream(monkeypatch):
+    for name in ("zeros", "allocate"):
+        monkeypatch.setattr(memory, name, lambda count: np.zeros(1))
+    monkeypatch.setattr(memory, "address_of", lambda memory: 256)
+    monkeypatch.setattr(memory, "there", lambda device: nullcontext())
+    monkeypatch.setitem(vars(sys.modules["nbbn.cuda.workspace"]), "_spaces", {})
+    for stream, alike in ((0, True), (PER_THREAD, False)):
+        found = []
+        other = threading.Thread(target=lambda s=stream, f=found: f.append(workspace(0, s, 1, 1)))
+        other.start()
+        other.join()
+        found.append(workspace(0, stream, 1, 1))
+        assert (found[0] is found[1]) is alike
 
 
 def test_releases(monkeypatch):

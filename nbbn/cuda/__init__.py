@@ -4,15 +4,18 @@ Views and per-channel arrays are `nbbn.cuda.device.DeviceArray`. Importing needs
 `nbbn.cuda.requirements` says what is missing before anything is called.
 """
 
+import threading
+from contextlib import nullcontext
 from functools import lru_cache, wraps
 
 import numpy as np
 from numba import cuda
 
-from nbbn.cuda import channels, formulas, jax_arrays, launch, masked, recipes
-from nbbn.cuda.arguments import flags_of, gradient_flags, packed, running_flags, running_of, steps_of
+from nbbn.cuda import channels, formulas, launch, masked, memory, recipes
+from nbbn.cuda.arguments import NOT_RUNNING, flags_of, gradient_flags, packed, running_flags, running_of, steps_of
+from nbbn.cuda.device import DeviceArray
 from nbbn.cuda.jit import SIMULATED
-from nbbn.cuda.launcher import Launch, Place
+from nbbn.cuda.launcher import Launch, place_of
 from nbbn.cuda.memory import synchronize
 from nbbn.cuda.storage import WIDEST
 from nbbn.cuda.workspace import read_skipped, workspace
@@ -21,16 +24,34 @@ name = "cuda"
 plain = None  # a launch costs more than the checks of the long way
 
 
+#: Held from a launch that counts skipped channels until the count is read: another thread may use the same stream.
+_skips = threading.RLock()
+
+
 def _settled(operation):
-    """An operation that has finished when it returns, if an array of JAX was read for it."""
+    """An operation that has finished when it returns, if some library's arrays must not be let go of before."""
 
     @wraps(operation)
     def run(*arguments):
         try:
             return operation(*arguments)
         finally:
-            if jax_arrays.were_read():
-                synchronize(arguments[0].stream())
+            if any(isinstance(given, DeviceArray) and not given.library.is_plain for given in arguments):
+                place = _place(arguments[0])
+                with memory.there(place.device):
+                    synchronize(place.stream)
+
+    return run
+
+
+def _counted(operation):
+    """An operation, the last argument of which is the update, that counts what it skips apart from other threads."""
+
+    @wraps(operation)
+    def run(*arguments):
+        update = arguments[-1]
+        with _skips if update is not None and update.skip_nonfinite else nullcontext():
+            return operation(*arguments)
 
     return run
 
@@ -49,6 +70,7 @@ def affine(x, mean, var, weight, bias, eps, residual, relu, out):
 
 
 @_settled
+@_counted
 def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
     place = _place(x)
     added = None if residual is None else _seen(residual)
@@ -64,6 +86,7 @@ def train(x, weight, bias, eps, residual, relu, out, count, mean, m2, update):
 
 
 @_settled
+@_counted
 def ema(count, mean, m2, update):
     place = _place(count)
     space = workspace(place.device, place.stream, 0, 0)
@@ -112,8 +135,7 @@ def variances(count, m2, ddof, root, out):
 
 
 def _place(x):
-    """Where a call runs: on the device of its first array, on that array's stream."""
-    return Place(x.device, x.stream())
+    return place_of(x.library, x.owner, x.device)
 
 
 def _seen(array):
@@ -128,9 +150,13 @@ def _address(array):
     return 0 if array is None else array.address
 
 
-@lru_cache(64)
 def properties(device):
     """What plans need to know of a device."""
+    return _properties(memory.number_of(device))
+
+
+@lru_cache(64)
+def _properties(device):
     if SIMULATED:
         return SIMULATED_DEVICE
     return launch.Device.of(cuda.get_current_device() if device is None else cuda.gpus[device])
@@ -142,13 +168,20 @@ SIMULATED_DEVICE = launch.Device(4, 1 << 18)
 
 def _skipped(update, space, place):
     """How many channels were skipped: only if asked to skip does it look, and wait."""
-    return 0 if update is None or not update.skip_nonfinite else read_skipped(space, place.stream)
+    if update is None or not update.skip_nonfinite:
+        return 0
+    with memory.there(place.device):
+        return read_skipped(space, place.stream)
 
 
 @lru_cache(1024)
+def _launch(kernel, blocks):
+    return Launch(kernel, blocks, 256)
+
+
 def _per_channel(kernel, count):
     """A launch with one thread per channel."""
-    return Launch(kernel, max(1, -(-count // 256)), 256)
+    return _launch(kernel, max(1, -(-count // 256)))
 
 
 def _combine(kernel, arguments, results):
@@ -161,7 +194,7 @@ def _masked_moments(place, x, where, count, mean, m2):
     outer, channel_count, inner = x.shape
     parts = max(1, min(outer * inner // 4096, -(-2 * properties(x.device).multiprocessors // channel_count)))
     space = workspace(place.device, place.stream, channel_count, 2 * channel_count * parts)  # records of three numbers
-    Launch(masked.compiled(x.kind.name), channel_count * parts, 256)(
+    _launch(masked.compiled(x.kind.name), channel_count * parts)(
         place, x.address, *steps_of(x.geometry), where.address, *where.strides, outer, inner, parts, space.sums,
         space.first_ticket, count.address, mean.address, m2.address,
     )  # fmt: skip
@@ -169,7 +202,7 @@ def _masked_moments(place, x, where, count, mean, m2):
 
 def _moments(place, x, count, mean, m2):
     recipe = recipes.statistics(_seen(x), 0, properties(x.device))
-    recipe(place, x.address, (count.address, mean.address, m2.address), recipes.NOT_RUNNING)
+    recipe(place, x.address, (count.address, mean.address, m2.address), NOT_RUNNING)
 
 
 def _affine(place, x, mean, var, weight, bias, eps, residual, relu, out):

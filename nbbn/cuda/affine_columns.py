@@ -2,12 +2,11 @@
 
 from functools import cache
 
-from numba import cuda, float32, float64, int32, int64, uint8
+from numba import cuda, int32, int64, uint8
 
 from nbbn.cuda import formulas, simd
 from nbbn.cuda.jit import kernel
 from nbbn.cuda.lanes import CHANNELS, REPEAT, TAKE
-from nbbn.cuda.storage import KINDS
 from nbbn.cuda.tiles import columns_of_tile
 
 
@@ -17,9 +16,7 @@ def source(x_name, residual_name, out_name, lanes):
     load, load_one = simd.LOAD[x_name, lanes], simd.LOAD[x_name, 1]
     load_residual, load_one_residual = simd.LOAD[residual_name, lanes], simd.LOAD[residual_name, 1]
     store, store_one = simd.STORE[out_name, lanes], simd.STORE[out_name, 1]
-    is_narrow = all(KINDS[name].narrow for name in (x_name, residual_name, out_name))
-    arithmetic = float32 if is_narrow else float64
-    cast = simd.narrow if is_narrow else simd.wide
+    is_narrow, arithmetic, cast = simd.arithmetic_of(x_name, residual_name, out_name)
     add, subtract, fma, cut, wide = simd.add, simd.subtract, simd.fma, simd.cut, simd.wide
     repeat, channels_of, take = REPEAT[lanes], CHANNELS[lanes], TAKE[lanes]
     size = columns_of_tile(lanes)

@@ -2,12 +2,11 @@
 
 from functools import cache
 
-from numba import cuda, float32, float64, int64
+from numba import cuda, float64, int64
 
 from nbbn.cuda import formulas, simd
 from nbbn.cuda.jit import device, kernel
 from nbbn.cuda.reduce import advance, part_of, strides_of_block
-from nbbn.cuda.storage import KINDS
 
 
 def make_normalized(x_name, residual_name, out_name, lanes):
@@ -15,9 +14,7 @@ def make_normalized(x_name, residual_name, out_name, lanes):
     load, load_one = simd.LOAD[x_name, lanes], simd.LOAD[x_name, 1]
     load_residual, load_one_residual = simd.LOAD[residual_name, lanes], simd.LOAD[residual_name, 1]
     store, store_one = simd.STORE[out_name, lanes], simd.STORE[out_name, 1]
-    is_narrow = all(KINDS[name].narrow for name in (x_name, residual_name, out_name))
-    arithmetic = float32 if is_narrow else float64
-    cast = simd.narrow if is_narrow else simd.wide
+    is_narrow, arithmetic, cast = simd.arithmetic_of(x_name, residual_name, out_name)
     add, subtract, fma, cut, wide = simd.add, simd.subtract, simd.fma, simd.cut, simd.wide
 
     @device

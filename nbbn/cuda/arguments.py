@@ -82,8 +82,12 @@ def running_flags(update: Any) -> int:
     return flags | (formulas.SKIP_NONFINITE if update.skip_nonfinite else 0)
 
 
+#: Addresses of running arrays that are not there, momentum, ddof.
+NOT_RUNNING = (0, 0, 0.0, 0)
+
+
 def running_of(update: Any) -> tuple[Any, ...]:
     """Addresses of the running arrays, which are contiguous, momentum and ddof."""
     if update is None:
-        return 0, 0, 0.0, 0
+        return NOT_RUNNING
     return update.running_mean.address, update.running_var.address, float(update.momentum), update.ddof

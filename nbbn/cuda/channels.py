@@ -20,30 +20,26 @@ def ema_source(count, mean, m2, running_mean, running_var, momentum, ddof, flags
             simd.take_ticket(skipped, 0)
 
 
-def merge_source(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2, channels):
-    """Moments of both sets together."""
-    c = cuda.grid(1)
-    if c < channels:
-        values, average, deviations = formulas.merge(
-            simd.load_int64(count_a, c), simd.load_float64(mean_a, c), simd.load_float64(m2_a, c),
-            simd.load_int64(count_b, c), simd.load_float64(mean_b, c), simd.load_float64(m2_b, c),
-        )  # fmt: skip
-        simd.store_int64(count, c, values)
-        simd.store_float64(mean, c, average)
-        simd.store_float64(m2, c, deviations)
+def _combining(name, formula):
+    """The kernel of that name: moments of every channel from those of two sets."""
+
+    def source(count_a, mean_a, m2_a, count_b, mean_b, m2_b, count, mean, m2, channels):
+        c = cuda.grid(1)
+        if c < channels:
+            values, average, deviations = formula(
+                simd.load_int64(count_a, c), simd.load_float64(mean_a, c), simd.load_float64(m2_a, c),
+                simd.load_int64(count_b, c), simd.load_float64(mean_b, c), simd.load_float64(m2_b, c),
+            )  # fmt: skip
+            simd.store_int64(count, c, values)
+            simd.store_float64(mean, c, average)
+            simd.store_float64(m2, c, deviations)
+
+    source.__name__ = source.__qualname__ = name
+    return source
 
 
-def remove_source(count_all, mean_all, m2_all, count_b, mean_b, m2_b, count, mean, m2, channels):
-    """Moments of the whole without part b."""
-    c = cuda.grid(1)
-    if c < channels:
-        values, average, deviations = formulas.remove(
-            simd.load_int64(count_all, c), simd.load_float64(mean_all, c), simd.load_float64(m2_all, c),
-            simd.load_int64(count_b, c), simd.load_float64(mean_b, c), simd.load_float64(m2_b, c),
-        )  # fmt: skip
-        simd.store_int64(count, c, values)
-        simd.store_float64(mean, c, average)
-        simd.store_float64(m2, c, deviations)
+merge_source = _combining("merge_source", formulas.merge)
+remove_source = _combining("remove_source", formulas.remove)
 
 
 def variances_source(count, m2, ddof, root, out, channels):

@@ -53,7 +53,7 @@ class Geometry:
 
 
 @lru_cache(4096)
-def geometry(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any, writeable: bool = True) -> Geometry:
+def geometry(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any, writeable: bool) -> Geometry:
     """The geometry of arrays of this shape, strides in bytes and dtype."""
     return Geometry(shape, strides, dtype, writeable)
 

@@ -2,13 +2,13 @@
 
 from functools import cache
 
-from numba import cuda, float32, float64, int32, int64
+from numba import cuda, float64, int32, int64
 
 from nbbn.cuda import formulas, simd
 from nbbn.cuda.jit import device, kernel
 from nbbn.cuda.lanes import CHANNELS, REPEAT, TAKE
 from nbbn.cuda.reduce import (
-    MOST_WARPS,
+    SLOTS,
     advance,
     block_sums,
     is_last,
@@ -17,7 +17,6 @@ from nbbn.cuda.reduce import (
     sum_over_parts,
     two_sum,
 )
-from nbbn.cuda.storage import KINDS
 from nbbn.cuda.tiles import (
     add_lanes,
     channel_sums,
@@ -26,8 +25,6 @@ from nbbn.cuda.tiles import (
     store_parts,
     sum_over_splits,
 )
-
-SLOTS = 2 * MOST_WARPS
 
 
 def make_careful_products(load_gradient, load):
@@ -52,9 +49,7 @@ def make_careful_products(load_gradient, load):
 def make_part_products(g_name, x_name, lanes):
     """Sums over a part of a channel, by a whole block."""
     load_gradient, load = simd.LOAD[g_name, lanes], simd.LOAD[x_name, lanes]
-    is_narrow = KINDS[g_name].narrow and KINDS[x_name].narrow
-    arithmetic = float32 if is_narrow else float64
-    cast = simd.narrow if is_narrow else simd.wide
+    is_narrow, arithmetic, cast = simd.arithmetic_of(g_name, x_name)
     add, subtract, multiply, fma, total_of = simd.add, simd.subtract, simd.multiply, simd.fma, simd.total
     careful_products = make_careful_products(simd.LOAD[g_name, 1], simd.LOAD[x_name, 1])
 
@@ -137,9 +132,7 @@ def rows_source(g_name, x_name, lanes):
 def columns_source(g_name, x_name, lanes):
     """The kernel for channels side by side as plain Python."""
     load_gradient, load = simd.LOAD[g_name, lanes], simd.LOAD[x_name, lanes]
-    is_narrow = KINDS[g_name].narrow and KINDS[x_name].narrow
-    arithmetic = float32 if is_narrow else float64
-    cast = simd.narrow if is_narrow else simd.wide
+    is_narrow, arithmetic, cast = simd.arithmetic_of(g_name, x_name)
     add, subtract, multiply, fma = simd.add, simd.subtract, simd.multiply, simd.fma
     careful_products = make_careful_products(simd.LOAD[g_name, 1], simd.LOAD[x_name, 1])
     tile_sums = make_tile_sums(lanes)

@@ -8,10 +8,10 @@ from functools import cache
 from numba import cuda, float64, int32, int64
 
 from nbbn.cuda import formulas
-from nbbn.cuda.gradient_sums import SLOTS, make_part_products
+from nbbn.cuda.gradient_sums import make_part_products
 from nbbn.cuda.input_gradient import make_applied, share_coefficients
 from nbbn.cuda.jit import kernel
-from nbbn.cuda.reduce import part_of
+from nbbn.cuda.reduce import SLOTS, part_of
 
 
 @cache

@@ -2,26 +2,20 @@
 
 from functools import cache
 
-from numba import cuda, float32, float64, int32, int64, uint8
+from numba import cuda, float64, int32, int64, uint8
 
 from nbbn.cuda import formulas, simd
 from nbbn.cuda.jit import device, kernel
 from nbbn.cuda.lanes import CHANNELS, TAKE
 from nbbn.cuda.reduce import advance, part_of, strides_of_block
-from nbbn.cuda.storage import KINDS
 from nbbn.cuda.tiles import columns_of_tile
-
-
-def _arithmetic(*names):
-    is_narrow = all(KINDS[name].narrow for name in names)
-    return is_narrow, float32 if is_narrow else float64, simd.narrow if is_narrow else simd.wide
 
 
 def make_applied(g_name, x_name, out_name, lanes):
     """The input gradient of a part of a channel, by a whole block."""
     load_gradient, load, store = simd.LOAD[g_name, lanes], simd.LOAD[x_name, lanes], simd.STORE[out_name, lanes]
     load_one_gradient, load_one, store_one = simd.LOAD[g_name, 1], simd.LOAD[x_name, 1], simd.STORE[out_name, 1]
-    is_narrow, arithmetic, cast = _arithmetic(g_name, x_name, out_name)
+    is_narrow, arithmetic, cast = simd.arithmetic_of(g_name, x_name, out_name)
     add, subtract, multiply, fma, wide = simd.add, simd.subtract, simd.multiply, simd.fma, simd.wide
 
     @device
@@ -111,7 +105,7 @@ def columns_source(g_name, x_name, out_name, lanes):
     """The kernel for channels side by side as plain Python."""
     load_gradient, load, store = simd.LOAD[g_name, lanes], simd.LOAD[x_name, lanes], simd.STORE[out_name, lanes]
     load_one_gradient, load_one, store_one = simd.LOAD[g_name, 1], simd.LOAD[x_name, 1], simd.STORE[out_name, 1]
-    is_narrow, arithmetic, cast = _arithmetic(g_name, x_name, out_name)
+    is_narrow, arithmetic, cast = simd.arithmetic_of(g_name, x_name, out_name)
     add, subtract, multiply, fma, wide = simd.add, simd.subtract, simd.multiply, simd.fma, simd.wide
     channels_of, take = CHANNELS[lanes], TAKE[lanes]
     size = columns_of_tile(lanes)

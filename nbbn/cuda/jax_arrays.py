@@ -8,7 +8,6 @@ float64, which JAX would round to float32 unless it was told otherwise) stays th
 """
 
 import sys
-import threading
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,13 @@ from nbbn.cuda.storage import BFLOAT16, packed
 #: The legacy default stream, as streams are numbered by DLPack and by the CUDA array interface.
 STREAM = 1
 
-_thread = threading.local()
-
-
-def were_read() -> bool:
-    """Whether this thread looked at an array of JAX since it was asked last."""
-    read = getattr(_thread, "read", False)
-    _thread.read = False
-    return read
-
 
 class DeviceMemory:
     """An array in memory of this package: what JAX has no way to give, memory that a kernel may write."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, device: int, strides: Any = None, piece: Any = None):
-        self.shape, self.dtype, self.device, self.strides = shape, dtype, device, strides
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.strides = packed(shape, dtype.itemsize) if strides is None else strides
         if piece is None:
             with memory.there(device):
                 dlpack.free()
@@ -55,7 +46,7 @@ class DeviceMemory:
 
     def __dlpack__(self, **_: Any) -> Any:
         """Nothing to wait for: the call that computed this waited."""
-        steps = None if self.strides is None else tuple(step // self.dtype.itemsize for step in self.strides)
+        steps = tuple(step // self.dtype.itemsize for step in self.strides)
         device = self.__dlpack_device__()
         return dlpack.capsule(self.address, self.shape, steps, self.dtype, device, self.piece)
 
@@ -67,17 +58,16 @@ class Jax:
     """What is asked of an array library (`nbbn.cuda.libraries.Library`)."""
 
     is_plain = False
+    pickles = False  # statistics are in memory of this package
 
     def describe(self, name: str, value: Any) -> Any:
         if type(value) is DeviceMemory:
-            strides = packed(value.shape, value.dtype.itemsize) if value.strides is None else value.strides
-            return value.address, geometry(value.shape, strides, value.dtype), value.device
+            return value.address, geometry(value.shape, value.strides, value.dtype, True), value.device
         if name == "out":
             raise TypeError("out: expected an array that can be updated in place, got a JAX array; leave it out")
         if len(value.devices()) != 1:
             raise TypeError(f"{name}: expected an array on one device, got one sharded over {len(value.devices())}")
         value.block_until_ready()
-        _thread.read = True
         try:
             seen = dlpack.look(value.__dlpack__())
         except (BufferError, TypeError) as error:
@@ -87,7 +77,7 @@ class Jax:
         itemsize = seen.dtype.itemsize
         steps = seen.strides
         strides = packed(seen.shape, itemsize) if steps is None else tuple(step * itemsize for step in steps)
-        return seen.address, geometry(seen.shape, strides, seen.dtype, writeable=False), seen.device
+        return seen.address, geometry(seen.shape, strides, seen.dtype, False), seen.device
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int | None) -> Any:
         return DeviceMemory(shape, dtype, device or 0)
@@ -98,8 +88,7 @@ class Jax:
     def transpose(self, value: Any, order: tuple[int, ...]) -> Any:
         if type(value) is not DeviceMemory:
             return _numpy().transpose(value, order)
-        strides = packed(value.shape, value.dtype.itemsize) if value.strides is None else value.strides
-        shape, turned = (tuple(sizes[a] for a in order) for sizes in (value.shape, strides))
+        shape, turned = (tuple(sizes[a] for a in order) for sizes in (value.shape, value.strides))
         return DeviceMemory(shape, value.dtype, value.device, turned, value.piece)
 
     def broadcast(self, value: Any, shape: tuple[int, ...]) -> Any:
@@ -114,11 +103,13 @@ class Jax:
     def fill(self, target: Any, values: np.ndarray) -> None:
         if type(target) is not DeviceMemory:
             self.assign(target, values)
-        memory.to_device(target.piece, values)
+        with memory.there(target.device):
+            memory.to_device(target.piece, values)
 
     def to_host(self, value: Any) -> np.ndarray:
         if type(value) is DeviceMemory:
-            return memory.to_host(value.piece, value.dtype, value.shape)
+            with memory.there(value.device):
+                return memory.to_host(value.piece, value.dtype, value.shape)
         return np.asarray(value)
 
     def stream(self, value: Any, device: int | None) -> int:

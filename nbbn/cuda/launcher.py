@@ -22,10 +22,15 @@ KNOWN_RELEASES = ("0.30.",)
 
 
 class Place(NamedTuple):
-    """Where a call runs: device (None: the current one) and stream."""
+    """Where a call runs: device (None: the only one there is) and stream."""
 
     device: int | None
     stream: int
+
+
+def place_of(library: Any, owner: Any, device: int | None) -> Place:
+    """Where a call runs: on the device of its first array, on that array's stream."""
+    return Place(memory.number_of(device), library.stream(owner, device))
 
 
 def configured(kernel: Any, blocks: int, threads: int, stream: int) -> Any:
@@ -47,20 +52,20 @@ class Launch:
     def __call__(self, place: Place, *arguments: Any) -> None:
         """Launch with integers and floats, once the place's device is the current one."""
         ready = self._ready.get(place)
-        if memory.is_only_one_device():
+        with memory.there(place.device):
             if ready is None:
                 self._first(place, arguments)
             else:
                 ready(*arguments)
-            return
+
+    def is_ready(self, place: Place) -> bool:
+        """Whether it was launched there before."""
+        return SIMULATED or place in self._ready
+
+    def load(self, place: Place, *arguments: Any) -> None:
+        """Compile for such arguments and load, if that was not done before; launch nothing."""
         with memory.there(place.device):
-            # another device may have become the current one since
-            current = place if place.device is not None else Place(cuda.get_current_device().id, place.stream)
-            ready = self._ready.get(current)
-            if ready is None:
-                self._first(current, arguments)
-            else:
-                ready(*arguments)
+            self.kernel.compile(tuple(map(self.kernel.typeof_pyval, arguments)))
 
     def _first(self, place: Place, arguments: tuple[Any, ...]) -> None:
         by_numba = configured(self.kernel, self.blocks, self.threads, place.stream)

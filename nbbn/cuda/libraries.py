@@ -16,6 +16,8 @@ class Library(Protocol):
 
     #: Whether its arrays need nothing before a kernel reads them, nor after it wrote them.
     is_plain: bool
+    #: Whether its arrays can be pickled.
+    pickles: bool
 
     def describe(self, name: str, value: Any) -> tuple[int, Geometry, int | None]:
         """Address, geometry, device number (None: unknown)."""
@@ -81,6 +83,7 @@ class _Own:
     """A library whose `empty` makes what callers get."""
 
     is_plain = True
+    pickles = True
 
     def address(self, made: Any) -> int:
         return self.describe("", made)[0]  # type: ignore[attr-defined]
@@ -91,6 +94,8 @@ class _Own:
 
 class _Numba(_Own):
     """numba.cuda's own arrays, and those of libraries not known here."""
+
+    pickles = False
 
     def describe(self, name: str, value: Any) -> Any:
         return *_interface(name, value), None
@@ -159,7 +164,7 @@ class _CuPy(_Own):
         memory, dtype = value.data, value.dtype
         if dtype.kind == "V" and dtype.name == "bfloat16":
             dtype = BFLOAT16
-        return memory.ptr, geometry(value.shape, value.strides, dtype), value.device.id
+        return memory.ptr, geometry(value.shape, value.strides, dtype, True), value.device.id
 
     def address(self, made: Any) -> int:
         return made.data.ptr
@@ -253,7 +258,7 @@ def _of_tensor(shape: Any, steps: tuple[int, ...], dtype: Any) -> Geometry:
     """The geometry of a tensor: strides in values."""
     name = str(dtype).rpartition(".")[2]
     stored: Any = BFLOAT16 if name == "bfloat16" else np.dtype({"half": "float16"}.get(name, name))
-    return geometry(tuple(shape), tuple(step * stored.itemsize for step in steps), stored)
+    return geometry(tuple(shape), tuple(step * stored.itemsize for step in steps), stored, True)
 
 
 #: By the first part of the name of the module that an array's type is from.

@@ -69,10 +69,18 @@ def synchronize(stream: int) -> None:
         cuda.synchronize()
 
 
+def number_of(device: int | None) -> int | None:
+    """The device itself: where there are several, None is the one that is current now, and another one later."""
+    return cuda.get_current_device().id if device is None and not is_only_one_device() else device
+
+
+_HERE: AbstractContextManager[Any] = nullcontext()
+
+
 def there(device: int | None) -> AbstractContextManager[Any]:
     """Work on that device within, where there are several."""
     if device is None or is_only_one_device() or device == cuda.get_current_device().id:
-        return nullcontext()
+        return _HERE
     return cuda.gpus[device]
 
 

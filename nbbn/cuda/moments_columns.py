@@ -13,7 +13,7 @@ from numba import cuda, float32, float64, int32, int64, uint8
 from nbbn.cuda import formulas, simd
 from nbbn.cuda.jit import kernel
 from nbbn.cuda.lanes import CHANNELS, PUT, REPEAT, TAKE
-from nbbn.cuda.reduce import MOST_WARPS, block_sums, is_last, make_careful_sums, origin_is_far, sums_hold
+from nbbn.cuda.reduce import SLOTS, block_sums, is_last, make_careful_sums, origin_is_far, sums_hold
 from nbbn.cuda.storage import KINDS
 from nbbn.cuda.tiles import (
     add_lanes,
@@ -24,7 +24,6 @@ from nbbn.cuda.tiles import (
     sum_over_splits,
 )
 
-SLOTS = 2 * MOST_WARPS
 #: Values a channel that its origin is the mean of, at least.
 SAMPLE = 8
 

@@ -12,7 +12,7 @@ from numba import cuda, float32, float64, int32, int64
 from nbbn.cuda import formulas, simd
 from nbbn.cuda.jit import device, kernel
 from nbbn.cuda.reduce import (
-    MOST_WARPS,
+    SLOTS,
     advance,
     block_sums,
     is_last,
@@ -26,8 +26,6 @@ from nbbn.cuda.reduce import (
     two_sum,
 )
 from nbbn.cuda.storage import KINDS
-
-SLOTS = 2 * MOST_WARPS
 
 
 def make_part_sums(kind_name, lanes):

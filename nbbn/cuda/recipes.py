@@ -28,9 +28,6 @@ from nbbn.cuda.workspace import Workspace, workspace
 #: A canonical view: its geometry, and its address modulo the widest load.
 View = tuple[Geometry, int]
 
-#: Addresses of running arrays that are not there, momentum, ddof.
-NOT_RUNNING = (0, 0, 0.0, 0)
-
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -70,9 +67,15 @@ class Affine:
 
     def __call__(self, place: Place, x: int, residual: int, out: int, *coefficients: Any) -> None:
         """Coefficients: mean, var, divisor, weight, bias, eps, floor."""
-        self.launch(
-            place, x, *self.x_steps, residual, *self.residual_steps, out, *self.out_steps, *coefficients, self.flags
-        )
+        self.launch(place, *self._arguments(x, residual, out, coefficients))
+
+    def load(self, place: Place, x: int, residual: int, out: int, *coefficients: Any) -> None:
+        """What a call with these takes seconds for at first."""
+        if not self.launch.is_ready(place):
+            self.launch.load(place, *self._arguments(x, residual, out, coefficients))
+
+    def _arguments(self, x: int, residual: int, out: int, coefficients: tuple[Any, ...]) -> tuple[Any, ...]:
+        return x, *self.x_steps, residual, *self.residual_steps, out, *self.out_steps, *coefficients, self.flags
 
 
 @lru_cache(1024)
@@ -101,9 +104,11 @@ class Training:
         eps: float, floor: float, running: tuple[Any, ...],
     ) -> Workspace:  # fmt: skip
         """Results: count, mean, m2."""
-        space = self.statistics(place, x, results, running)
         _, mean, m2 = results
-        self.affine(place, x, residual, out, mean, m2, self.values, weight, bias, eps, floor)
+        normalized = place, x, residual, out, mean, m2, self.values, weight, bias, eps, floor
+        self.affine.load(*normalized)  # Ctrl-C while it compiles shall not find the running arrays moved
+        space = self.statistics(place, x, results, running)
+        self.affine(*normalized)
         return space
 
 

@@ -11,8 +11,9 @@ from nbbn.cuda.storage import LEAST_SQUARE
 #: All lanes of a warp.
 ALL = 0xFFFFFFFF
 WARP = 32
-#: Most warps in a block, and so float64 slots, two each, that `block_sums` needs.
+#: Most warps in a block, and float64 slots, two for each of them, that `block_sums` needs.
 MOST_WARPS = 16
+SLOTS = 2 * MOST_WARPS
 
 
 @device

@@ -16,11 +16,9 @@ from nbbn.backends import RunningUpdate
 from nbbn.cuda import recipes
 from nbbn.cuda.arguments import flags_of, gradient_flags, running_flags
 from nbbn.cuda.device import DeviceArray
-from nbbn.cuda.geometry import Geometry
 from nbbn.cuda.libraries import Library
 from nbbn.cuda.storage import WIDEST
 from nbbn.layout import Canonical, canonical
-from nbbn.moments import Moments, wrap
 
 _INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
 
@@ -49,32 +47,16 @@ class Fields:
     library: Library
     device: int | None
     channels: int
-    whole: tuple[Geometry, Geometry]  # of count, of the others
 
-    def make(self, apart: bool) -> "Made":
-        """Three arrays, or one piece of memory for what nobody will look at."""
+    def make(self, apart: bool) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+        """Three arrays, or one piece of memory for what nobody will look at; the addresses of all three."""
         n, library = self.channels, self.library
         if not apart:
             piece = library.empty((3 * n,), _FLOAT64, self.device)
             start = library.address(piece)
-            return Made(self, (piece,), (start, start + 8 * n, start + 16 * n))
+            return (piece,), (start, start + 8 * n, start + 16 * n)
         owners = tuple(library.empty((n,), dtype, self.device) for dtype in (_INT64, _FLOAT64, _FLOAT64))
-        return Made(self, owners, tuple(map(library.address, owners)))
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """Memory for count, mean and m2."""
-
-    fields: Fields
-    owners: tuple[Any, ...]
-    addresses: tuple[int, ...]
-
-    def moments(self) -> Moments:
-        """The record of them."""
-        of, (counts, floats) = self.fields, self.fields.whole
-        pairs = zip(self.addresses, (counts, floats, floats), self.owners, strict=True)
-        return wrap(*(DeviceArray(*pair, of.library, of.device) for pair in pairs))  # type: ignore[arg-type]
+        return owners, tuple(map(library.address, owners))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +109,8 @@ def evaluation(
 ) -> Evaluation | None:
     x, channel, order = _data(x, axis)
     channels = checks.channels_of(x, channel)
-    mean, var = checks.per_channel("mean", mean, channels), checks.per_channel("var", var, channels)
-    weight = checks.optional_per_channel("weight", weight, channels)
-    bias = checks.optional_per_channel("bias", bias, channels)
-    residual = checks.residual_like(residual, x)
-    relu = checks.activation(activation)
-    checks.same_place(x, mean=mean, var=var, weight=weight, bias=bias, residual=residual)
-    out = checks.output(out, x, residual=residual, mean=mean, var=var, weight=weight, bias=bias)
+    given = mean, var, weight, bias, 0.0, residual, activation, out
+    mean, var, weight, bias, _, residual, relu, out = checks.of_normalize(x, channels, *given)
     views = _views(order, x, residual, _result(order, x, out))
     if views is None or not _are_contiguous(mean, var, weight, bias):
         return None
@@ -154,12 +131,8 @@ def training(
     residual = checks.residual_like(residual, x)
     relu = checks.activation(activation)
     checks.same_place(x, weight=weight, bias=bias, residual=residual)
-    running = checks.running_pair(running_mean, running_var, channels)
-    out = checks.output(out, x, residual=residual, weight=weight, bias=bias)
-    update = None
-    if running is not None:
-        checks.same_place(x, running_mean=running[0], running_var=running[1])
-        update = RunningUpdate(*running, 0.0, 0, False)
+    running, out = checks.written_in_training(x, channels, running_mean, running_var, out, weight, bias, residual, None)
+    update = None if running is None else RunningUpdate(*running, 0.0, 0, False)
     if not x.size:
         return None
     checks.more_than_one_value(x, channels)
@@ -168,7 +141,7 @@ def training(
         return None
     flags = flags_of(weight=weight, bias=bias)
     made = recipes.training(*views, running_flags(update), flags, backend.properties(x.device))
-    fields = _fields(x, channels)
+    fields = Fields(x.library, x.device, channels)
     return Training(x.library, x.device, made, fields, _new(order, x), 0.0 if relu else -float("inf"))
 
 
@@ -178,19 +151,15 @@ def summary(x: Any, axis: Any) -> Summary | None:
     if whole is None or not x.size:
         return None
     made = recipes.statistics(whole, 0, backend.properties(x.device))
-    return Summary(x.library, x.device, made, _fields(x, checks.channels_of(x, channel)))
+    return Summary(x.library, x.device, made, Fields(x.library, x.device, checks.channels_of(x, channel)))
 
 
 def backward(grad_out: Any, x: Any, mean: Any, var: Any, weight: Any, out: Any, axis: Any) -> Backward | None:
     x, channel, order = _data(x, axis)
     checks.float_data("x", x, "in backward")
     channels = checks.channels_of(x, channel)
-    grad_out = checks.float_data("grad_out", grad_out, "in backward")
-    checks.same_shape("grad_out", grad_out, x)
-    mean, var = checks.per_channel("mean", mean, channels), checks.per_channel("var", var, channels)
-    weight = checks.optional_per_channel("weight", weight, channels)
-    checks.same_place(x, grad_out=grad_out, mean=mean, var=var, weight=weight)
-    out = checks.output(out, x, grad_out=grad_out, mean=mean, var=var, weight=weight)
+    given = grad_out, mean, var, weight, 0.0, True, out
+    grad_out, mean, var, weight, _, _, out = checks.of_backward(x, channels, *given)
     views = _views(order, x, grad_out, _result(order, x, out))
     if views is None or not _are_contiguous(mean, var, weight) or not x.size:
         return None
@@ -219,11 +188,6 @@ def _new(order: Canonical, x: Any) -> New:
     shape = tuple(x.shape[a] for a in order.order)
     kept = None if turned == tuple(range(len(turned))) else turned
     return New(x.library, x.device, shape, result_dtype(x.dtype), kept)
-
-
-def _fields(x: DeviceArray, channels: int) -> Fields:
-    counts, floats = (x.empty((channels,), dtype).geometry for dtype in (_INT64, _FLOAT64))
-    return Fields(x.library, x.device, channels, (counts, floats))
 
 
 def _view(order: Canonical, array: Any) -> recipes.View | None:

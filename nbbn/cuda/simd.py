@@ -1,6 +1,9 @@
 """Memory and lanes as kernels see them: instructions on a device, plain Python with checks in the simulator."""
 
+from numba import float32, float64
+
 from nbbn.cuda.jit import SIMULATED
+from nbbn.cuda.storage import KINDS
 
 if SIMULATED:
     from nbbn.cuda import simulated as _implementation
@@ -30,3 +33,9 @@ cut = _implementation.cut
 total = _implementation.total
 narrow = _implementation.narrow
 wide = _implementation.wide
+
+
+def arithmetic_of(*names):
+    """Whether float32 holds every value of these kinds; what to compute in then, and what turns lanes into that."""
+    is_narrow = all(KINDS[name].narrow for name in names)
+    return is_narrow, float32 if is_narrow else float64, narrow if is_narrow else wide

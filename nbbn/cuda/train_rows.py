@@ -12,8 +12,8 @@ from numba import cuda, float64, int64
 from nbbn.cuda import formulas
 from nbbn.cuda.affine_rows import coefficients_of_block, make_normalized
 from nbbn.cuda.jit import kernel
-from nbbn.cuda.moments_rows import SLOTS, make_origin_of, make_part_sums, make_settled
-from nbbn.cuda.reduce import part_of
+from nbbn.cuda.moments_rows import make_origin_of, make_part_sums, make_settled
+from nbbn.cuda.reduce import SLOTS, part_of
 
 
 @cache

@@ -1,22 +1,23 @@
 """The shortest way through a call on a device: what a call with the same geometries decided is looked up, not decided.
 
-A call is known by the geometry, alignment and device of every array, and by its options. Everything that the long way
-checks follows from these, except whether what is written overlaps what else is used: that is looked at each time, and
-wherever address ranges so much as meet, the long way decides. It also serves what is not known: the answer is None,
-and nothing has been written.
+A call is known by the library, geometry, alignment and device of every array, and by its options. Everything that the
+long way checks follows from these, except whether what is written overlaps what else is used: that is looked at each
+time, and wherever address ranges so much as meet, the long way decides. It also serves what is not known: the answer is
+None, and nothing has been written.
 """
 
-from math import inf
 from typing import Any
 
 from nbbn import backends
 from nbbn.arrays import has_cuda_memory
 from nbbn.cuda import remembered
-from nbbn.cuda.launcher import Place
+from nbbn.cuda.arguments import NOT_RUNNING
+from nbbn.cuda.launcher import place_of
 from nbbn.cuda.libraries import library_of
-from nbbn.cuda.recipes import NOT_RUNNING
+from nbbn.cuda.memory import number_of
 from nbbn.cuda.storage import WIDEST
-from nbbn.moments import Moments
+from nbbn.moments import Moments, holding
+from nbbn.quick import harmless, is_plain_eps
 
 #: Calls remembered at most: then all are forgotten.
 MOST = 4096
@@ -37,9 +38,8 @@ def normalize(
     if not recipe:
         return None
     y, out_at = (out, out_at) if out is not None else recipe.result.make()
-    recipe.affine(
-        _place(x, recipe), at, residual_at or at, out_at, mean_at, var_at, 1.0, weight_at, bias_at, eps, recipe.floor
-    )
+    place = place_of(recipe.library, x, recipe.device)
+    recipe.affine(place, at, residual_at or at, out_at, mean_at, var_at, 1.0, weight_at, bias_at, eps, recipe.floor)
     return y
 
 
@@ -52,7 +52,7 @@ def forward(
         return train(
             x, running_mean, running_var, weight, bias, momentum, eps, axis, ddof, residual, activation, out, need_stats
         )
-    if training is not False or need_stats or not _moves_plainly(momentum, ddof):
+    if training is not False or need_stats or not harmless(momentum, ddof):
         return None
     y = normalize(x, running_mean, running_var, weight, bias, eps, axis, residual, activation, out)
     return None if y is None else (y, None)
@@ -64,7 +64,7 @@ def train(
 ) -> tuple[Any, Moments | None] | None:  # fmt: skip
     """Statistics, normalization and moving averages; the statistics themselves if asked for."""
     seen = _look((x, weight, bias, residual), out, (x,), (running_mean, running_var))
-    if seen is None or not _are_plain(eps, axis, activation) or not _moves_plainly(momentum, ddof):
+    if seen is None or not _are_plain(eps, axis, activation) or not harmless(momentum, ddof):
         return None
     key, (at, weight_at, bias_at, residual_at, out_at, mean_at, var_at) = seen
     recipe = _find(("train", axis, activation, *key), remembered.training,
@@ -72,12 +72,13 @@ def train(
     if not recipe:
         return None
     y, out_at = (out, out_at) if out is not None else recipe.result.make()
-    fields = recipe.fields.make(need_stats)
+    owners, addresses = recipe.fields.make(need_stats)
+    place = place_of(recipe.library, x, recipe.device)
     recipe.train(
-        _place(x, recipe), at, residual_at or at, out_at, fields.addresses, weight_at, bias_at, eps, recipe.floor,
+        place, at, residual_at or at, out_at, addresses, weight_at, bias_at, eps, recipe.floor,
         NOT_RUNNING if running_mean is None else (mean_at, var_at, momentum, ddof),
     )  # fmt: skip
-    return y, fields.moments() if need_stats else None
+    return y, holding(*owners) if need_stats else None
 
 
 def moments(x: Any, axis: Any) -> Moments | None:
@@ -89,9 +90,10 @@ def moments(x: Any, axis: Any) -> Moments | None:
     recipe = _find(("moments", axis, *key), remembered.summary, x, axis)
     if not recipe:
         return None
-    fields = recipe.fields.make(True)
-    recipe.statistics(_place(x, recipe), at, fields.addresses, NOT_RUNNING)
-    return fields.moments()
+    owners, addresses = recipe.fields.make(True)
+    place = place_of(recipe.library, x, recipe.device)
+    recipe.statistics(place, at, addresses, NOT_RUNNING)
+    return holding(*owners)
 
 
 def backward(
@@ -109,21 +111,16 @@ def backward(
     grad_weight, of_weight = recipe.parameter.make()
     grad_bias, of_bias = recipe.parameter.make()
     _kept, totals = recipe.totals.make()
-    recipe.gradients(
-        _place(x, recipe), grad_at, at, out_at, (totals, mean_at, var_at, weight_at, eps), (of_weight, of_bias)
-    )
+    place = place_of(recipe.library, x, recipe.device)
+    recipe.gradients(place, grad_at, at, out_at, (totals, mean_at, var_at, weight_at, eps), (of_weight, of_bias))
     return grad_x, grad_weight, grad_bias
 
 
 def _are_plain(eps: Any, axis: Any, activation: Any) -> bool:
     """Whether these options need no check."""
-    if type(eps) is not float or not 0.0 <= eps < inf or not (axis is None or type(axis) is int):
+    if not is_plain_eps(eps) or not (axis is None or type(axis) is int):
         return False
     return activation is None or (type(activation) is str and activation == "relu")
-
-
-def _moves_plainly(momentum: Any, ddof: Any) -> bool:
-    return type(momentum) is float and 0.0 <= momentum <= 1.0 and type(ddof) is int and 0 <= ddof <= 1
 
 
 _OURS = frozenset({None, "cuda"})
@@ -141,7 +138,8 @@ def _look(
     key: list[Any] = []
     addresses: list[int] = []
     spans: list[tuple[int, int]] = []
-    for value in (*read, out, *moved):
+    in_place = out is not None and any(out is other for other in may_be)
+    for place, value in enumerate((*read, out, *moved)):
         if value is None:
             key.append(None)
             addresses.append(0)
@@ -153,9 +151,9 @@ def _look(
             address, whole, number = library.describe("", value)
         except TypeError:  # the long way says what is wrong
             return None
-        key += whole, address % WIDEST, number
+        key += library, whole, address % WIDEST, number_of(number)
         addresses.append(address)
-        if value is not out or not any(value is other for other in may_be):
+        if not (in_place and place == len(read)):  # what `out` is stands among what is read
             spans.append((address + whole.low, address + whole.high))
     if (out is not None or moved) and not _are_apart(spans):
         return None
@@ -183,7 +181,3 @@ def _find(key: tuple[Any, ...], make: Any, *arguments: Any) -> Any:
             _known.clear()
         _known[key] = found
     return found
-
-
-def _place(x: Any, recipe: Any) -> Place:
-    return Place(recipe.device, recipe.library.stream(x, recipe.device))

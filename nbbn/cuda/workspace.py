@@ -4,6 +4,7 @@ Launches on one stream follow one another, so they can share it. Tickets are 0 b
 each group puts them back.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +31,18 @@ class Workspace:
     sums: int
 
 
-_spaces: dict[tuple[int | None, int], Workspace] = {}
+#: The per-thread default stream, as streams are numbered: one number for as many streams as there are threads.
+PER_THREAD = 2
+
+_spaces: dict[tuple[int | None, int | tuple[int, int]], Workspace] = {}
 #: What was outgrown: a captured graph may still use it. Sizes double, so all of it is no more than what is in use.
 _outgrown: list[Workspace] = []
 
 
 def workspace(device: int | None, stream: int, tickets: int, pairs: int) -> Workspace:
     """The workspace of a stream, with room for that many tickets and pairs."""
-    found = _spaces.get((device, stream))
+    key = device, stream if stream != PER_THREAD else (stream, threading.get_ident())
+    found = _spaces.get(key)
     if found is None or found.ticket_count <= tickets or found.pair_count < pairs:
         tickets, pairs = max(LEAST_TICKETS, 2 * tickets), max(LEAST_PAIRS, 2 * pairs)
         if found is not None:
@@ -47,7 +52,7 @@ def workspace(device: int | None, stream: int, tickets: int, pairs: int) -> Work
             counters, room = memory.zeros(tickets + 1), memory.allocate(16 * pairs)
         start = memory.address_of(counters)
         found = Workspace(counters, tickets + 1, room, pairs, start, start + 4, memory.address_of(room))
-        _spaces[device, stream] = found
+        _spaces[key] = found
     return found
 
 

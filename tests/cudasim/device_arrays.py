@@ -65,6 +65,7 @@ class Library:
     """What nbbn asks of an array library."""
 
     is_plain = True
+    pickles = False  # the copy would not be in simulated memory
 
     def describe(self, name, value):
         return *libraries._interface(name, value), None

@@ -74,6 +74,9 @@ def test_moments_live_on_the_device():
         total == total  # noqa: B015
     with pytest.raises(TypeError, match=r"other: expected an array on CUDA device 0.*in host memory"):
         total + whole
+    for first, second in ((total, whole), (whole, total)):
+        with pytest.raises(TypeError, match="other: expected an array"):
+            first - second
     assert (nbbn.batch_stats(put(np.empty((0, 3), np.float32))).to_numpy() == nbbn.Moments.zeros(3)).all()
     masked = nbbn.batch_stats(put(X), where=put(np.arange(5).reshape(5, 1) < 3)).to_numpy()
     np.testing.assert_allclose(masked.mean, X[:, :, :3].mean(axis=(0, 2, 3)), rtol=1e-6)

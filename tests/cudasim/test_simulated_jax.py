@@ -1,6 +1,7 @@
 """JAX's arrays on a device: read and made there, awaited, never written."""
 
 import gc
+import pickle
 import sys
 
 import device_arrays
@@ -11,7 +12,7 @@ from fake_jax import put
 
 import nbbn
 import nbbn.cuda
-from nbbn.cuda import dlpack, jax_arrays
+from nbbn.cuda import dlpack, jax_arrays, launcher
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(3, 2, (6, 3, 5, 4)).astype(np.float32)
@@ -79,6 +80,38 @@ def test_nothing_is_awaited_that_is_not_of_jax():
     assert fake_jax.EVENTS == []
     nbbn.batch_norm(device_arrays.put(X), None, None, put(np.ones(3, np.float32)), training=True)
     assert fake_jax.EVENTS == [("awaited", 0)]  # the stream of x, which the kernels read the weight on
+
+
+@pytest.mark.parametrize("options", [{"nonfinite": "raise"}, {"where": True}, {"training": False}])
+def test_calls_of_several_operations_await_each(monkeypatch, options):
+    """JAX takes no memory over that a kernel may still write, whichever operation launched it."""
+    launched = launcher.Launch.__call__
+    note = lambda *arguments: (fake_jax.EVENTS.append("launched"), launched(*arguments))  # noqa: E731
+    monkeypatch.setattr(launcher.Launch, "__call__", note)
+    options = {"training": True, "return_stats": True} | options
+    if "where" in options:
+        options["where"] = put(X > -9)
+    mean, var = device_arrays.put(np.zeros(3, np.float32)), device_arrays.put(np.ones(3, np.float32))
+    nbbn.batch_norm(put(X), mean, var, **options)
+    taken = fake_jax.EVENTS.index("taken")
+    events = fake_jax.EVENTS[:taken]
+    assert events.count("launched") > 1
+    assert events[-1] == ("awaited", jax_arrays.STREAM)
+    assert fake_jax.EVENTS[taken:] == ["taken"]
+
+
+def test_statistics_that_are_combined_are_awaited():
+    """They lie in memory that is used again without a word to the stream."""
+    first, second = nbbn.batch_stats(put(X)), nbbn.batch_stats(put(X[:2]))
+    for operation in (lambda: first + second, lambda: first - second, first.var):
+        fake_jax.EVENTS.clear()
+        operation()
+        assert fake_jax.EVENTS == [("awaited", jax_arrays.STREAM)]
+
+
+def test_statistics_are_pickled_in_host_memory():
+    stats = nbbn.batch_stats(put(X))
+    assert (pickle.loads(pickle.dumps(stats)) == stats.to_numpy()).all()
 
 
 def test_running_arrays_of_another_library_move():

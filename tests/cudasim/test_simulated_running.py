@@ -1,5 +1,6 @@
 """Running statistics on a device: what moves, repairs, diagnoses and saves them gives what it gives in host memory."""
 
+import threading
 import warnings
 
 import device_arrays
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 
 import nbbn
+import nbbn.cuda
+from nbbn.backends import RunningUpdate
+from nbbn.cuda.device import view
 
 RNG = np.random.default_rng(0)
 BATCHES = [RNG.normal([1, -2, 3], [1, 2, 0.5], (n, 3)).astype(np.float32) for n in (40, 7, 33)]
@@ -51,6 +55,48 @@ def test_channels_that_were_skipped_count_for_themselves(options):
             device(put(x))
     assert host.num_skipped.tolist() == [1, 1, 1]
     assert_same(host, device)
+
+
+def test_momentum_is_asked_for_once(monkeypatch):
+    """Between two questions another thread may have skipped a batch."""
+    layer = nbbn.BatchNorm(3, like=put(BATCHES[0]), nonfinite="skip", debias=True)
+    layer.num_batches_tracked = 2
+    momentum = nbbn.BatchNorm._momentum
+
+    def then_another_thread_skips(self):
+        found = momentum(self)
+        self.num_skipped[1] = 1
+        return found
+
+    monkeypatch.setattr(nbbn.BatchNorm, "_momentum", then_another_thread_skips)
+    layer(put(BATCHES[0]))
+    assert layer.num_batches_tracked == 3
+
+
+def test_threads_on_one_stream_count_what_they_skip_apart(monkeypatch):
+    """Another thread asks between the launch that skips and the count that is read."""
+    bad = BATCHES[0].copy()
+    bad[0, 1] = np.nan
+    counts, threads = [], []
+    read = nbbn.cuda.read_skipped
+
+    def move():
+        update = RunningUpdate(*(view("running", put(np.ones(3))) for _ in range(2)), 0.1, 1, True)
+        counts.append(nbbn.cuda.ema(*(view("stats", values) for values in statistics), update))
+
+    def read_later(*arguments):
+        if not threads:
+            threads.append(threading.Thread(target=move))
+            threads[0].start()
+            threads[0].join(0.5)
+        return read(*arguments)
+
+    made = nbbn.batch_stats(put(bad))
+    statistics = made.count, made.mean, made.m2
+    monkeypatch.setattr(nbbn.cuda, "read_skipped", read_later)
+    move()
+    threads[0].join()
+    assert counts == [1, 1]
 
 
 def test_raise_leaves_everything_as_it_was():

@@ -6,7 +6,7 @@ import pytest
 
 import nbbn
 from nbbn import backends
-from nbbn.cuda import warm
+from nbbn.cuda import libraries, warm
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(3, 2, (6, 3, 5, 4)).astype(np.float32)
@@ -79,6 +79,27 @@ def test_what_calls_are_known_by():
         same((y, nbbn.batch_norm(x, axis=axis, training=True)))
 
 
+def test_arrays_of_two_libraries_are_two_calls(monkeypatch):
+    """Geometry and device do not tell them apart; results are of the library that the arrays are of."""
+
+    class Other(device_arrays.Array):
+        """An array of another library."""
+
+    class Library(device_arrays.Library):
+        def empty(self, shape, dtype, number):
+            made = device_arrays.empty(shape, dtype)
+            return Other(made.memory, made.values)
+
+    Other.__module__ = "other"
+    monkeypatch.setitem(libraries.LIBRARIES, "other", Library())
+    x = put(X)
+    others = Other(x.memory, x.values)
+    for _ in range(2):
+        for array in (x, others):
+            y, _ = warm.train(array, None, None, None, None, 0.1, 1e-5, 1, 1, None, None, None, False)
+            assert type(y) is type(array)
+
+
 def test_evaluation_and_backward():
     x, grad, (weight, bias) = put(X), put(np.sin(X)), parameters()
     mean, var = put(X.mean((0, 2, 3), np.float64)), put(X.var((0, 2, 3)))
@@ -138,6 +159,19 @@ def test_whatever_may_overlap_is_for_the_long_way():
         assert warm.train(x, *running, weight, None, 0.1, 1e-5, 1, 1, residual, None, out, False) is None
         for array, kept in zip((big, mean, both), before, strict=True):
             assert (array.get() == kept).all()
+    # in place, nothing else may share its memory either, however often the geometry was seen
+    inside = [device_arrays.Array(big.memory, big.values[0, 0, 0, :3]), put(np.ones(3, np.float32))]
+    for values in (inside, inside[::-1]):
+        ones = [put(np.ones(3, np.float32)) for _ in values]
+        assert warm.normalize(x, *ones, None, None, 1e-5, 1, None, None, x) is x
+        assert warm.normalize(x, *values, None, None, 1e-5, 1, None, None, x) is None
+        assert warm.train(x, *values, None, None, 0.1, 1e-5, 1, 1, None, None, x, False) is None
+    assert warm.train(x, None, None, None, None, 0.1, 1e-5, 1, 1, put(X), None, x, False) is not None
+    assert warm.train(x, None, None, None, None, 0.1, 1e-5, 1, 1, x, None, x, False) is None
+    grad = put(np.concatenate([X, X]))
+    for gradient, read, possible in ((grad[6:], grad[:6], True), (grad[5:11], grad[:6], False)):
+        got = warm.backward(gradient, read, mean, var, None, 1e-5, 1, gradient)
+        assert (got is not None) is possible
     # known and apart once, but not for ever
     y = big[6:]
     assert warm.train(x, None, None, None, None, 0.1, 1e-5, 1, 1, None, None, y, False) is not None
