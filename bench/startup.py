@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,6 +22,9 @@ from timing import quartiles
 import nbbn
 
 ROUNDS = 7
+
+#: Processes that each first call is measured in: one alone may come at a bad moment.
+PROCESSES = 3
 
 IMPORTS = {"numba, numpy": "import numba, numpy", "nbbn": "import nbbn"}
 
@@ -79,7 +83,7 @@ def imports(rounds: int = ROUNDS) -> dict[str, Any]:
 
 
 def first_calls(dtypes: Sequence[str], dims: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Seconds of each function's first call, nothing compiled before, and again in the next process."""
+    """Seconds of each function's first call, nothing compiled before, and again in the next process: medians."""
     takes = {operation.name: operation.dtypes for operation in OPERATIONS}
     found = []
     with _fresh_package() as environment:
@@ -88,14 +92,21 @@ def first_calls(dtypes: Sequence[str], dims: tuple[int, ...]) -> list[dict[str, 
                 if dtype not in (takes[operation] if operation else ("float32",)):
                     continue
                 say(f"first call of {function}, {dtype}")
-                with TemporaryDirectory() as cache:
-                    code = _GIVEN.format(dtype=dtype, dims=dims, call=call)
-                    uncached, cached = (_python(code, environment | {"NUMBA_CACHE_DIR": cache}) for _ in range(2))
-                if "unsupported" not in (uncached, cached):
+                code = _GIVEN.format(dtype=dtype, dims=dims, call=call)
+                seconds = [_first_and_second(code, environment) for _ in range(PROCESSES)]
+                if "unsupported" not in seconds[0]:
+                    uncached, cached = (median(map(float, each)) for each in zip(*seconds, strict=True))
                     found.append(
                         {"function": function, "dtype": dtype, "uncached": _round(uncached), "cached": _round(cached)}
                     )
     return found
+
+
+def _first_and_second(code: str, environment: dict[str, str]) -> tuple[str, str]:
+    """What `code` prints in a process that compiles, and in one that finds everything compiled."""
+    with TemporaryDirectory() as cache:
+        first, second = (_python(code, environment | {"NUMBA_CACHE_DIR": cache}) for _ in range(2))
+    return first, second
 
 
 def kernels(dtypes: Sequence[str]) -> dict[str, Any]:
@@ -129,5 +140,5 @@ def _python(code: str, environment: Any) -> str:
     return run.stdout.strip()
 
 
-def _round(seconds: str) -> float:
-    return float(f"{float(seconds):.4g}")
+def _round(seconds: float) -> float:
+    return float(f"{seconds:.4g}")

@@ -1,6 +1,7 @@
 """Threads share tasks: every task once, whoever comes late; and who comes late is not waited for."""
 
 import threading
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -9,9 +10,7 @@ from numba import njit
 import nbbn
 from nbbn.cpu import saved, sharing, threads
 
-shared, begin, next_task, end, someone_was_late = (
-    sharing.shared, sharing.begin, sharing.next_task, sharing.end, sharing.someone_was_late,
-)  # fmt: skip
+shared, tasks_of, someone_was_late = sharing.shared, sharing.tasks_of, sharing.someone_was_late
 
 
 @njit(nogil=True)
@@ -19,19 +18,11 @@ def nothing_taken(workers):
     return shared(workers)
 
 
-@njit(nogil=True)
-def take(taken, worker, tasks):
-    return next_task(taken, worker, tasks)
-
-
-@njit(nogil=True)
-def arrive(taken):
-    begin(taken)
-
-
-@njit(nogil=True)
-def leave(taken):
-    end(taken)
+@njit
+def worker_at(taken, worker, tasks):
+    """A worker who stops after each task until it is asked for the next."""
+    for task in tasks_of(worker, taken, tasks):  # noqa: UP028 - Numba has no "yield from"
+        yield task
 
 
 @njit(nogil=True)
@@ -41,26 +32,14 @@ def late(taken):
 
 @njit(nogil=True)
 def work(taken, worker, tasks, done):
-    begin(taken)
-    while True:
-        task = next_task(taken, worker, tasks)
-        if task < 0:
-            break
+    for task in tasks_of(worker, taken, tasks):
         done[task, worker] += 1
-    end(taken)
-
-
-def all_of(taken, worker, tasks):
-    numbers = []
-    while (number := take(taken, worker, tasks)) >= 0:
-        numbers.append(number)
-    return numbers
 
 
 @pytest.mark.parametrize(("workers", "tasks"), [(1, 5), (2, 7), (3, 2), (4, 0), (5, 64)])
 def test_a_worker_alone_does_all_beginning_with_its_own(workers, tasks):
     for worker in range(workers):
-        numbers = all_of(nothing_taken(workers), worker, tasks)
+        numbers = list(worker_at(nothing_taken(workers), worker, tasks))
         assert sorted(numbers) == list(range(tasks))
         own = range(tasks * worker // workers, tasks * (worker + 1) // workers)
         assert numbers[: len(own)] == list(own)
@@ -68,9 +47,10 @@ def test_a_worker_alone_does_all_beginning_with_its_own(workers, tasks):
 
 def test_who_comes_late_goes_on_where_the_others_are():
     taken = nothing_taken(2)
-    assert [take(taken, 0, 8) for _ in range(6)] == [0, 1, 2, 3, 4, 5]
-    assert all_of(taken, 1, 8) == [6, 7]
-    assert all_of(taken, 0, 8) == []
+    first, second = worker_at(taken, 0, 8), worker_at(taken, 1, 8)
+    assert list(islice(first, 6)) == [0, 1, 2, 3, 4, 5]
+    assert list(second) == [6, 7]
+    assert list(first) == []
 
 
 @pytest.mark.parametrize("workers", [2, 5])
@@ -88,20 +68,16 @@ def test_every_task_is_done_once_by_threads_at_once(workers):
 
 def test_late_is_who_begins_when_another_has_ended():
     taken = nothing_taken(2)
-    arrive(taken)
-    arrive(taken)
-    leave(taken)
-    leave(taken)
+    first, second = worker_at(taken, 0, 2), worker_at(taken, 1, 2)
+    assert [next(first), next(second)] == [0, 1]
+    assert list(first) == list(second) == []
     assert not late(taken)
     taken = nothing_taken(2)
-    arrive(taken)
-    leave(taken)
-    arrive(taken)
-    leave(taken)
+    assert list(worker_at(taken, 0, 2)) == [0, 1]
+    assert list(worker_at(taken, 1, 2)) == []
     assert late(taken)
     taken = nothing_taken(1)
-    arrive(taken)
-    leave(taken)
+    assert list(worker_at(taken, 0, 2)) == [0, 1]
     assert not late(taken)
 
 

@@ -53,8 +53,13 @@ def chunks_of(outer, inner):
 
 @formula
 def usable_origin(x, value):
-    """`value` as an origin of deviations: whole for integers, so that their sums are exact, and one that they hold."""
-    return lesser(np.floor(value), largest_origin(x)) if holds_integers(x) else value
+    """`value` as an origin of deviations: whole for integers, so that their sums are exact, and one that they hold.
+
+    0 for one that is not finite: infinity minus itself would turn an infinite mean into NaN.
+    """
+    if holds_integers(x):
+        return lesser(np.floor(value), largest_origin(x))
+    return value if math.isfinite(value) else 0.0
 
 
 #: How many times m2 the sum of squares may be: more, and the origin was too far from the mean.
@@ -68,42 +73,55 @@ def sums_are_exact(x, squares, m2, least):
 
 
 @formula
-def sums_of_deviations(values, ahead, origin):
-    """Sums of d and of d * d, d = value - origin, in the type of `origin`; asks for the lines of `ahead` meanwhile.
+def sums_of_deviations(first_run, second_run, step, ahead, origin):
+    """Sums of d and of d * d, d = value - origin, in the type of `origin`.
 
-    Two vectors at a time: four sums in flight hide the latency of an addition.
+    Over two runs of one length, `step` LANES; or over one, `step` 2 LANES, and the second is what of it begins LANES
+    values later. Two vectors at a time: four sums in flight hide the latency of an addition. What lies `ahead`
+    values further on is asked for meanwhile.
     """
-    size = values.size
     total = splat(type(origin)(0))
     squares = total
     total_2 = total
     squares_2 = total
     i = 0
-    while i + 2 * LANES <= size:
-        prefetch(ahead, i)
-        prefetch(ahead, i + LANES)
-        d = deviations(values, i, origin)
-        e = deviations(values, i + LANES, origin)
+    while i + LANES <= second_run.size:
+        prefetch(first_run, i + ahead)
+        prefetch(second_run, i + ahead)
+        d = deviations(first_run, i, origin)
+        e = deviations(second_run, i, origin)
         total = total + d
         total_2 = total_2 + e
         squares = fmuladd(d, d, squares)
         squares_2 = fmuladd(e, e, squares_2)
-        i += 2 * LANES
-    if i + LANES <= size:
-        prefetch(ahead, i)
-        d = deviations(values, i, origin)
+        i += step
+    if i + LANES <= first_run.size:
+        prefetch(first_run, i + ahead)
+        d = deviations(first_run, i, origin)
         total = total + d
         squares = fmuladd(d, d, squares)
         i += LANES
     first = lane_sum(total + total_2)
     second = lane_sum(squares + squares_2)
-    while i + SHORT <= size:
-        few = deviations_short(values, i, origin)
+    while i + SHORT <= second_run.size:
+        few = deviations_short(first_run, i, origin)
+        more = deviations_short(second_run, i, origin)
+        first += lane_sum(few + more)
+        second += lane_sum(few * few + more * more)
+        i += SHORT
+    while i + SHORT <= first_run.size:
+        few = deviations_short(first_run, i, origin)
         first += lane_sum(few)
         second += lane_sum(few * few)
         i += SHORT
-    while i < size:
-        single = deviation(values, i, origin)
+    while i < second_run.size:
+        d_1 = deviation(first_run, i, origin)
+        e_1 = deviation(second_run, i, origin)
+        first += d_1 + e_1
+        second = fmuladd(d_1, d_1, fmuladd(e_1, e_1, second))
+        i += 1
+    while i < first_run.size:
+        single = deviation(first_run, i, origin)
         first += single
         second = fmuladd(single, single, second)
         i += 1
@@ -127,42 +145,6 @@ def plain_sums(values, origin):
         single = deviation(values, i, origin)
         first += single
         second = fmuladd(single, single, second)
-        i += 1
-    return first, second
-
-
-@formula
-def sums_of_two(first_run, second_run, first_ahead, second_ahead, origin):
-    """The same over two runs of one length: half of what it costs to begin and to end one."""
-    size = first_run.size
-    total = splat(type(origin)(0))
-    squares = total
-    total_2 = total
-    squares_2 = total
-    i = 0
-    while i + LANES <= size:
-        prefetch(first_ahead, i)
-        prefetch(second_ahead, i)
-        d = deviations(first_run, i, origin)
-        e = deviations(second_run, i, origin)
-        total = total + d
-        total_2 = total_2 + e
-        squares = fmuladd(d, d, squares)
-        squares_2 = fmuladd(e, e, squares_2)
-        i += LANES
-    first = lane_sum(total + total_2)
-    second = lane_sum(squares + squares_2)
-    while i + SHORT <= size:
-        few = deviations_short(first_run, i, origin)
-        more = deviations_short(second_run, i, origin)
-        first += lane_sum(few + more)
-        second += lane_sum(few * few + more * more)
-        i += SHORT
-    while i < size:
-        d_1 = deviation(first_run, i, origin)
-        e_1 = deviation(second_run, i, origin)
-        first += d_1 + e_1
-        second = fmuladd(d_1, d_1, fmuladd(e_1, e_1, second))
         i += 1
     return first, second
 
@@ -201,4 +183,16 @@ def sums_of_gradient(gradients, values, mean, ahead):
         first += single
         second = fmuladd(single, deviation(values, i, mean), second)
         i += 1
+    return first, second
+
+
+@formula
+def plain_sums_of_gradient(gradients, values, mean):
+    """The same sums one by one: compiled in a fifth of the time, for what is rare."""
+    first = type(mean)(0)
+    second = first
+    for i in range(values.size):
+        single = element(gradients, i, mean)
+        first += single
+        second = fmuladd(single, deviation(values, i, mean), second)
     return first, second

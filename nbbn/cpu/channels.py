@@ -4,6 +4,8 @@
 rounded to the precision of the arrays it is stored in.
 """
 
+import math
+
 import numpy as np
 
 from nbbn import formulas
@@ -26,26 +28,6 @@ def channel_scale(var, weight, c, eps):
 
 
 @formula
-def split(mean, scale, shift, narrow):
-    """(high part of the mean, scale, shift with the low part folded in), as scalars of type `narrow`.
-
-    y = (x - mean) * scale + shift with mean = high + low. x - high is exact for x near the mean, and low is at
-    most half a unit in the last place of the mean: folding that into the shift costs nothing. Folding the whole
-    mean into it, as frameworks do, loses all digits when |mean| >> std.
-    """
-    high = narrow(mean)
-    low = mean - np.float64(high)
-    # without a low part, or with that of an infinite mean (NaN), there is nothing to fold: 0 * inf would be NaN
-    return high, narrow(scale), narrow(shift - low * scale if abs(low) > 0.0 else shift)
-
-
-@formula
-def fits(mean, scale, narrow):
-    """Whether arithmetic of type `narrow` serves this channel; float64 always does."""
-    return fits_float32(mean, mean - np.float64(narrow(mean)), scale)
-
-
-@formula
 def channel_shift(bias, c):
     return np.float64(bias[c]) if bias.size else -0.0  # y + -0.0 is y, also where y is -0.0
 
@@ -61,10 +43,18 @@ def fill_coefficients(mean, var, weight, bias, c, eps, wide, narrow, k):
 
 @formula
 def fill_narrow(mean, scale, shift, narrow, k):
-    """Fill column k of `narrow`; returns whether it serves."""
-    kind = narrow.dtype.type
-    narrow[0, k], narrow[1, k], narrow[2, k] = split(mean, scale, shift, kind)
-    return fits(mean, scale, kind)
+    """Fill column k of `narrow` with mean, scale, shift for its arithmetic; returns whether that serves.
+
+    y = (x - mean) * scale + shift with mean = high + low. x - high is exact for x near the mean, and low is at
+    most half a unit in the last place of the mean: folding that into the shift costs nothing. Folding the whole
+    mean into it, as frameworks do, loses all digits when |mean| >> std.
+    """
+    narrow[0, k] = mean
+    low = mean - np.float64(narrow[0, k])
+    narrow[1, k] = scale
+    # without a low part, or with that of an infinite mean (NaN), there is nothing to fold: 0 * inf would be NaN
+    narrow[2, k] = shift - low * scale if abs(low) > 0.0 else shift
+    return fits_float32(mean, low, scale)
 
 
 @serial_kernel(reads=("mean", "var", "weight", "bias"))
@@ -87,7 +77,7 @@ def gradient_coefficients(count, total, products, mean, high, inv_std, weight, c
     `products` were summed with x - high: both they and the offset are corrected for the low part of the mean.
     """
     low = mean - np.float64(high)
-    corrected = abs(low) > 0.0 and np.isfinite(total)
+    corrected = abs(low) > 0.0 and math.isfinite(total)
     deviation_products = products - low * total if corrected else products
     w = weight[c] if weight.size else 1.0
     scale, slope, offset = gradient_coefficients_formula(count, total, deviation_products, inv_std, w)
@@ -107,7 +97,7 @@ def ema(running_mean, running_var, count, mean, m2, momentum, ddof, skip):
         if count[c] == 0:
             continue
         var = variance_formula(count[c], m2[c], ddof)
-        if skip and not (np.isfinite(narrow_mean(mean[c])) and np.isfinite(narrow_var(var))):
+        if skip and not (math.isfinite(narrow_mean(mean[c])) and math.isfinite(narrow_var(var))):
             skipped += 1
             continue
         move(running_mean, running_var, c, mean[c], var, momentum)

@@ -17,7 +17,7 @@ from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.kinds import least_squares, sum_origin
 from nbbn.cpu.lines import prefetch
 from nbbn.cpu.memory import deviation, deviations, element, load, run, store
-from nbbn.cpu.rows import SAMPLE, finite_or_zero
+from nbbn.cpu.rows import SAMPLE
 from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows
 from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
 from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, chunks_of_rows, clear, expand, part
@@ -161,16 +161,14 @@ def tile_moments(x, r0, r1, step, j0, j1, mean, m2):
     channels = lesser(width // inner, x.shape[1])
     values = scratch(channels, 0.0)
     for k in range(channels):
-        values[k] = usable_origin(x, finite_or_zero(element(start, k * inner, 0.0)))
-    expand(values, careful, 0, inner)
-    column_sums(x, r0, r1, step, j0, careful, sums)
-    if merged_columns(x, rows, careful, sums, j0, 0.0, mean, m2):
-        return
-    for k in range(channels):
-        values[k] = usable_origin(x, finite_or_zero(mean[j0 // inner + k]))
-    expand(values, careful, 0, inner)
-    column_sums(x, r0, r1, step, j0, careful, sums)
-    merged_columns(x, rows, careful, sums, j0, 0.0, mean, m2)
+        values[k] = usable_origin(x, element(start, k * inner, 0.0))
+    for _ in range(2):
+        expand(values, careful, 0, inner)
+        column_sums(x, r0, r1, step, j0, careful, sums)
+        if merged_columns(x, rows, careful, sums, j0, 0.0, mean, m2):
+            return
+        for k in range(channels):  # the first values were far off: once more, from the means
+            values[k] = usable_origin(x, mean[j0 // inner + k])
 
 
 @formula

@@ -1,5 +1,7 @@
 """The columns family, backward. `mean` is the high part of the mean in the arithmetic precision."""
 
+import math
+
 import numpy as np
 from numba import prange
 
@@ -57,7 +59,7 @@ def block_gradient_sums(gradients, x, r0, r1, step, j0, mean, total, products):
         r += step
     safe = True
     for j in range(mean.size):
-        safe &= products_are_exact(products[j], mean.dtype) and np.isfinite(total[j])
+        safe &= products_are_exact(products[j], mean.dtype) and math.isfinite(total[j])
     return safe
 
 

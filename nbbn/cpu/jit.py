@@ -54,6 +54,7 @@ class Kernel:
         self._compiled = njit(
             nogil=True,
             error_model="numpy",
+            no_cfunc_wrapper=True,
             parallel=dict(_PRANGE_ONLY) if parallel else False,
             pipeline_class=KernelCompiler,
         )(function)

@@ -23,9 +23,9 @@ GROUP = 16
 @formula
 def flush(buffers, k, size, count, mean, m2):
     """Merge the first `size` values of buffer k into the running moments."""
-    block = scratch_rows(2, 1, 0.0)
-    box_moments(buffers, 0, 1, k, k + 1, 0, size, block[0], block[1])
-    return merge(count, mean, m2, size, block[0, 0], block[1, 0])
+    block = scratch_rows(3, 1, 0.0)
+    box_moments(buffers, (np.int64(0), np.int64(1), np.int64(0), size), k, k + 1, 0, block[0], block[1], block[2])
+    return merge(count, mean, m2, size, block[1, 0], block[2, 0])
 
 
 @formula

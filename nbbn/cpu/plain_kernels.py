@@ -171,10 +171,11 @@ def train_rows(x, out, running_mean, running_var, weight, bias, eps, momentum, d
     if not fits_training(x, out, x.shape[1], running_mean, running_var, weight, bias):
         return False
     chunks, groups = rows.parts(x, group)
+    part_origin = scratch_rows(chunks, x.shape[1], 0.0)
     part_mean = scratch_rows(chunks, x.shape[1], 0.0)
     part_m2 = scratch_rows(chunks, x.shape[1], 0.0)
     for task in range(chunks * groups):
-        rows.part_moments(x, task, groups, group, part_mean, part_m2)
+        rows.part_moments(x, task, groups, group, part_origin, part_mean, part_m2)
     rows.merge_parts(x, part_mean, part_m2, mean, m2)
     narrow = scratch_rows(3, x.shape[1], x.dtype.type(0))
     if not coefficients_serve(mean, variances(x, m2, 0), weight, bias, eps, narrow):

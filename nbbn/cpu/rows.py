@@ -20,7 +20,6 @@ from nbbn.cpu.blocks import (
     plain_sums,
     sums_are_exact,
     sums_of_deviations,
-    sums_of_two,
     usable_origin,
 )
 from nbbn.cpu.channels import fill_coefficients, from_deviations
@@ -28,8 +27,9 @@ from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.kinds import least_squares, sum_origin
 from nbbn.cpu.memory import deviation, element, run
-from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows, zeros
+from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows
 from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.vector import LANES
 
 #: Values, spread over a run, that the origin is the mean of: about an eighth of a standard deviation off.
 SAMPLE = 32
@@ -51,89 +51,82 @@ def origin_of(x, c, o, i0, i1):
 
 
 @formula
-def box_moments(x, o0, o1, c0, c1, i0, i1, mean, m2):
-    """Moments of the chunk o0:o1, i0:i1 of the channels from c0 to c1, written to mean and m2 (c1 - c0 values).
+def box_moments(x, box, c0, c1, j0, origins, means, m2s):
+    """Moments of the box (o0, o1, i0, i1) of the channels from c0 to c1, written to means and m2s from j0 on.
 
-    In the order of memory: what one channel gets does not depend on which others there are.
+    `origins` is memory of the same size. In the order of memory: what one channel gets does not depend on which
+    others there are. Sums are kept where their moments go.
     """
-    channels = c1 - c0
-    origin = scratch(channels, sum_origin(x))
-    total = zeros(channels, 0.0)
-    squares = zeros(channels, 0.0)
-    for k in range(channels):
-        origin[k] = origin_of(x, c0 + k, o0, i0, i1)
+    o0, o1, i0, i1 = box
+    kind = type(sum_origin(x))
+    for c in range(c0, c1):
+        j = j0 + c - c0
+        origins[j] = origin_of(x, c, o0, i0, i1)
+        means[j] = 0.0
+        m2s[j] = 0.0
+    row = x.strides[0] // x.itemsize
     o = o0
-    while o + 2 <= o1 and 2 * (i1 - i0) <= BLOCK:
-        for k in range(channels):
-            c = c0 + k
-            first, second = sums_of_two(
-                run(x, o, c, i0, i1),
-                run(x, o + 1, c, i0, i1),
-                run(x, o + 2, c, i0, i1),
-                run(x, o + 3, c, i0, i1),
-                origin[k],
+    while o + 2 <= o1 and 2 * (i1 - i0) <= BLOCK:  # short: two rows together
+        for c in range(c0, c1):
+            j = j0 + c - c0
+            first, second = sums_of_deviations(
+                run(x, o, c, i0, i1), run(x, o + 1, c, i0, i1), LANES, 2 * row, kind(origins[j])
             )
-            total[k] += np.float64(first)
-            squares[k] += np.float64(second)
+            means[j] += np.float64(first)
+            m2s[j] += np.float64(second)
         o += 2
     while o < o1:
-        for k in range(channels):
+        for c in range(c0, c1):
+            j = j0 + c - c0
             for i in range(i0, i1, BLOCK):
                 end = lesser(i + BLOCK, i1)
-                # the next run of the same channel: in a row of memory of its own unless this one is long
-                ahead = run(x, o, c0 + k, end, i1) if end < i1 else run(x, o + 1, c0 + k, i0, i1)
-                first, second = sums_of_deviations(run(x, o, c0 + k, i, end), ahead, origin[k])
-                total[k] += np.float64(first)
-                squares[k] += np.float64(second)
+                # the next block of the same channel is in a row of memory of its own unless this one is long
+                ahead = BLOCK if end < i1 else row + i0 - i
+                first, second = sums_of_deviations(
+                    run(x, o, c, i, end), run(x, o, c, i + LANES, end), 2 * LANES, ahead, kind(origins[j])
+                )
+                means[j] += np.float64(first)
+                m2s[j] += np.float64(second)
         o += 1
     count = (o1 - o0) * (i1 - i0)
-    for k in range(channels):
-        mean[k], m2[k] = from_deviations(count, np.float64(origin[k]), total[k], squares[k])
-        if not sums_are_exact(x, squares[k], m2[k], least_squares(x)):
-            mean[k], m2[k] = careful_moments(x, c0 + k, o0, o1, i0, i1)
-
-
-@formula
-def finite_or_zero(value):
-    """An origin to subtract: infinity minus itself would turn an infinite mean into NaN."""
-    return value if np.isfinite(value) else 0.0
-
-
-@formula
-def careful_sums(x, c, o0, o1, i0, i1, origin):
-    total = 0.0
-    squares = 0.0
-    for o in range(o0, o1):
-        for i in range(i0, i1, BLOCK):
-            first, second = plain_sums(run(x, o, c, i, lesser(i + BLOCK, i1)), origin)
-            total += first
-            squares += second
-    return total, squares
+    for c in range(c0, c1):
+        j = j0 + c - c0
+        squares = m2s[j]
+        means[j], m2s[j] = from_deviations(count, origins[j], means[j], squares)
+        if not sums_are_exact(x, squares, m2s[j], least_squares(x)):
+            means[j], m2s[j] = careful_moments(x, c, o0, o1, i0, i1)
 
 
 @formula
 def careful_moments(x, c, o0, o1, i0, i1):
     """The same in float64: for constant, huge, denormal, drifting and non-finite chunks of one channel."""
     count = (o1 - o0) * (i1 - i0)
-    origin = usable_origin(x, finite_or_zero(element(run(x, o0, c, i0, i1), 0, 0.0)))
-    total, squares = careful_sums(x, c, o0, o1, i0, i1, origin)
-    mean, m2 = from_deviations(count, origin, total, squares)
-    if MOST_SQUARES * m2 < squares < math.inf:  # the origin is far off: once more, from the mean
-        origin = usable_origin(x, mean)
-        total, squares = careful_sums(x, c, o0, o1, i0, i1, origin)
+    origin = usable_origin(x, element(run(x, o0, c, i0, i1), 0, 0.0))
+    mean = m2 = 0.0
+    for _ in range(2):
+        total = 0.0
+        squares = 0.0
+        for o in range(o0, o1):
+            for i in range(i0, i1, BLOCK):
+                few, more = plain_sums(run(x, o, c, i, lesser(i + BLOCK, i1)), origin)
+                total += few
+                squares += more
         mean, m2 = from_deviations(count, origin, total, squares)
+        if not MOST_SQUARES * m2 < squares < math.inf:
+            break
+        origin = usable_origin(x, mean)  # the first was far off: once more, from the mean
     return mean, m2
 
 
 @formula
-def merge_chunks(outer, inner, means, m2s):
-    """Mean and m2 of a channel from those of its chunks, merged in order."""
+def merge_chunks(x, j, means, m2s):
+    """Mean and m2 of a channel from those of its chunks, column j of `means` and `m2s`, merged in order."""
     count = np.int64(0)
     mean = 0.0
     m2 = 0.0
-    for k in range(means.size):
-        o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-        count, mean, m2 = merge(count, mean, m2, (o1 - o0) * (i1 - i0), means[k], m2s[k])
+    for k in range(means.shape[0]):
+        o0, o1, i0, i1 = chunk_bounds(k, x.shape[0], x.shape[2])
+        count, mean, m2 = merge(count, mean, m2, (o1 - o0) * (i1 - i0), means[k, j], m2s[k, j])
     return mean, m2
 
 
@@ -145,35 +138,33 @@ def parts(x, group):
 
 
 @formula
-def part_moments(x, task, groups, group, part_mean, part_m2):
+def part_moments(x, task, groups, group, part_origin, part_mean, part_m2):
     """Moments of part number `task`, written to the row of its chunk."""
-    outer, channels, inner = x.shape
     k, g = divmod(task, groups)
-    o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
     c0 = g * group
-    c1 = lesser(c0 + group, channels)
-    box_moments(x, o0, o1, c0, c1, i0, i1, part_mean[k, c0:c1], part_m2[k, c0:c1])
+    box = chunk_bounds(k, x.shape[0], x.shape[2])
+    box_moments(x, box, c0, lesser(c0 + group, x.shape[1]), c0, part_origin[k], part_mean[k], part_m2[k])
 
 
 @formula
 def merge_parts(x, part_mean, part_m2, mean, m2):
     """mean[c], m2[c] of every channel from those of its chunks."""
-    outer, channels, inner = x.shape
-    for c in range(channels):
-        mean[c], m2[c] = merge_chunks(outer, inner, part_mean[:, c], part_m2[:, c])
+    for c in range(mean.size):
+        mean[c], m2[c] = merge_chunks(x, c, part_mean, part_m2)
 
 
 @kernel(reads=("x",))
 def moments(workers, x, group, mean, m2):
     """mean[c], m2[c] of every channel; `group` of them are taken together."""
     chunks, groups = parts(x, group)
+    part_origin = scratch_rows(chunks, x.shape[1], 0.0)
     part_mean = scratch_rows(chunks, x.shape[1], 0.0)
     part_m2 = scratch_rows(chunks, x.shape[1], 0.0)
     tasks = chunks * groups
     taken = shared(workers)
     for worker in prange(workers):
         for task in tasks_of(np.int64(worker), taken, tasks):
-            part_moments(x, task, groups, group, part_mean, part_m2)
+            part_moments(x, task, groups, group, part_origin, part_mean, part_m2)
     merge_parts(x, part_mean, part_m2, mean, m2)
     return someone_was_late(taken)
 
@@ -233,33 +224,36 @@ def normalize(workers, x, addend, out, wide, narrow, narrow_serves, floor, strea
     return someone_was_late(taken)
 
 
+@formula
+def train_channels(x, addend, out, c0, c1, weight, bias, eps, floor, streaming, mean, m2):
+    """Statistics, then normalize, of the channels from c0 to c1."""
+    outer, _, inner = x.shape
+    chunks = chunks_of(outer, inner)
+    origins = scratch(c1 - c0, 0.0)
+    means = scratch_rows(chunks, c1 - c0, 0.0)
+    m2s = scratch_rows(chunks, c1 - c0, 0.0)
+    for k in range(chunks):
+        box_moments(x, chunk_bounds(k, outer, inner), c0, c1, 0, origins, means[k], m2s[k])
+    wide = scratch_rows(3, c1 - c0, 0.0)
+    narrow = scratch_rows(3, c1 - c0, floor)
+    narrow_serves = scratch(c1 - c0, False)
+    for c in range(c0, c1):
+        mean[c], m2[c] = merge_chunks(x, c - c0, means, m2s)
+        var = m2[c] / (outer * inner)
+        narrow_serves[c - c0] = fill_coefficients(mean[c], var, weight, bias, c, eps, wide, narrow, c - c0)
+    for o in range(outer - 1, -1, -1):  # backwards: the last rows are the ones still in cache
+        for c in range(c0, c1):
+            normalize_part(x, addend, out, o, c, 0, inner, narrow, wide, narrow_serves, c - c0, floor, False, streaming)
+
+
 @kernel(reads=("x", "addend", "weight", "bias"))
 def train_by_channel(workers, x, addend, out, weight, bias, eps, floor, group, streaming, mean, m2):
     """Statistics, then normalize, `group` channels at a time: the second read finds them in cache."""
-    outer, channels, inner = x.shape
-    chunks, tasks = parts(x, group)
+    _, tasks = parts(x, group)
     taken = shared(workers)
     for worker in prange(workers):
         for task in tasks_of(np.int64(worker), taken, tasks):
             c0 = task * group
-            size = lesser(group, channels - c0)
-            chunk_mean = scratch_rows(chunks, size, 0.0)
-            chunk_m2 = scratch_rows(chunks, size, 0.0)
-            for k in range(chunks):
-                o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
-                box_moments(x, o0, o1, c0, c0 + size, i0, i1, chunk_mean[k], chunk_m2[k])
-            wide = scratch_rows(3, size, 0.0)
-            narrow = scratch_rows(3, size, floor)
-            narrow_serves = scratch(size, False)
-            for k in range(size):
-                c = c0 + k
-                mean[c], m2[c] = merge_chunks(outer, inner, chunk_mean[:, k], chunk_m2[:, k])
-                var = m2[c] / (outer * inner)
-                narrow_serves[k] = fill_coefficients(mean[c], var, weight, bias, c, eps, wide, narrow, k)
-            for o in range(outer - 1, -1, -1):  # backwards: the last rows are the ones still in cache
-                for k in range(size):
-                    c = c0 + k
-                    normalize_part(
-                        x, addend, out, o, c, 0, inner, narrow, wide, narrow_serves, k, floor, False, streaming
-                    )
+            c1 = lesser(c0 + group, x.shape[1])
+            train_channels(x, addend, out, c0, c1, weight, bias, eps, floor, streaming, mean, m2)
     return someone_was_late(taken)

@@ -1,13 +1,15 @@
 """The rows family, backward: sums of the gradient per channel, then the input gradient.
 
-`mean` is the high part of the mean in the arithmetic precision (see `channels.split`).
+`mean` is the high part of the mean in the arithmetic precision (see `channels.fill_narrow`).
 """
+
+import math
 
 import numpy as np
 from numba import prange
 
 from nbbn.cpu.affine import gradient_row
-from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunks_of, sums_of_gradient
+from nbbn.cpu.blocks import BLOCK, CHUNK, chunk_bounds, chunks_of, plain_sums_of_gradient, sums_of_gradient
 from nbbn.cpu.channels import gradient_coefficients
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.memory import run
@@ -40,11 +42,11 @@ def box_gradient_sums(gradients, x, mean, o0, o1, c0, i0, i1, total, products):
                 next_o, next_i = (o, end) if end < i1 else (o + 1, i0)
                 ahead = run(gradients, next_o, c, next_i, i1), run(x, next_o, c, next_i, i1)
                 first, second = sums_of_gradient(g, values, mean[c], ahead)
-                if products_are_exact(second, mean.dtype) and np.isfinite(first):
+                if products_are_exact(second, mean.dtype) and math.isfinite(first):
                     total[k] += np.float64(first)
                     products[k] += np.float64(second)
                 else:
-                    wide_first, wide_second = sums_of_gradient(g, values, np.float64(mean[c]), ahead)
+                    wide_first, wide_second = plain_sums_of_gradient(g, values, np.float64(mean[c]))
                     total[k] += wide_first
                     products[k] += wide_second
 

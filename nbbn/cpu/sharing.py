@@ -49,43 +49,25 @@ def shared(workers):
 
 
 @formula
-def begin(taken):
-    """One more worker is here."""
-    _fetch_and_increment(taken, taken.size - 2 * _APART)
+def tasks_of(worker, taken, tasks):
+    """The numbers of the tasks that fall to a worker: of its own range as long as there are any, then of the others'.
 
-
-@formula
-def next_task(taken, worker, tasks):
-    """The number of a task that nobody has taken, in this worker's own range as long as there is one; or -1."""
+    After the last, what it wrote is seen by all.
+    """
     workers = taken.size // _APART - 2
+    begun = taken.size - 2 * _APART
+    _fetch_and_increment(taken, begun)
     for step in range(workers):
         whose = (worker + step) % workers
         first = tasks * whose // workers
         size = tasks * (whose + 1) // workers - first
-        if _fetch(taken, _APART * whose) < size:
+        while _fetch(taken, _APART * whose) < size:
             k = _fetch_and_increment(taken, _APART * whose)
             if k < size:
-                return first + k
-    return np.int64(-1)
-
-
-@formula
-def end(taken):
-    """Nothing is left to do for this worker."""
-    if _fetch(taken, taken.size - 2 * _APART) < taken.size // _APART - 2:
-        _fetch_and_increment(taken, taken.size - _APART)
-
-
-@formula
-def tasks_of(worker, taken, tasks):
-    """The numbers of the tasks that fall to a worker, one after the other; after the last, what it wrote is seen."""
-    begin(taken)
-    task = next_task(taken, worker, tasks)
-    while task >= 0:
-        yield task
-        task = next_task(taken, worker, tasks)
+                yield first + k
     fence()
-    end(taken)
+    if _fetch(taken, begun) < workers:
+        _fetch_and_increment(taken, taken.size - _APART)
 
 
 @formula
