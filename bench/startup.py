@@ -21,7 +21,7 @@ from timing import quartiles
 
 import nbbn
 
-ROUNDS = 7
+ROUNDS = 15
 
 #: Processes that each first call is measured in: one alone may come at a bad moment.
 PROCESSES = 3
@@ -74,9 +74,10 @@ def measure(
 def imports(rounds: int = ROUNDS) -> dict[str, Any]:
     """Seconds of each import in a new process, taking turns, and the ratio within a round."""
     samples = {name: [] for name in IMPORTS}
-    for _ in range(rounds):
-        for name, code in IMPORTS.items():
-            samples[name].append(float(_python(_TIMED.format(code), os.environ)))
+    with _fresh_package() as environment:
+        for _ in range(rounds):
+            for name, code in IMPORTS.items():
+                samples[name].append(float(_python(_TIMED.format(code), environment)))
     base, ours = samples.values()
     ratio = [mine / theirs for mine, theirs in zip(ours, base, strict=True)]
     return {"seconds": {name: quartiles(values) for name, values in samples.items()}, "ratio": quartiles(ratio)}
@@ -122,13 +123,14 @@ def kernels(dtypes: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def _fresh_package() -> Iterator[dict[str, str]]:
-    """Environment of a process that imports a copy of nbbn, with no kernels compiled."""
+    """Environment of a process that imports a copy of nbbn with Python's bytecode, as installed, and no kernels."""
     with TemporaryDirectory() as folder:
         source = Path(nbbn.__file__).parent
         shutil.copytree(source, Path(folder) / "nbbn", ignore=shutil.ignore_patterns("__pycache__"))
         environment = os.environ | {"PYTHONPATH": folder, "XDG_CACHE_HOME": folder}
-        _python("import nbbn", environment)  # Python compiles its own files
-        yield dict(environment)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        _python("import nbbn, nbbn.cpu", environment)  # Python compiles its own files
+        yield environment
 
 
 def _python(code: str, environment: Any) -> str:
