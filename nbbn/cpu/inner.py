@@ -13,12 +13,14 @@ from numba.core import compiler, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher
+from numba.core.targetconfig import ConfigStack
 from numba.core.typed_passes import InlineOverloads, NativeLowering, NativeParforLowering, NopythonRewrites
+from numba.core.types.containers import BaseTuple
 from numba.core.types.misc import unliteral
 from numba.core.untyped_passes import InlineClosureLikes
 
 #: What makes an array, by the names that our sources use.
-_ALLOCATORS = frozenset(("empty", "zeros", "scratch", "scratch_rows", "zero_rows"))
+_ALLOCATORS = frozenset(("empty", "zeros", "scratch", "scratch_rows", "zero_rows", "expanded"))
 
 
 class Inner:
@@ -48,18 +50,31 @@ class _Inner(CPUDispatcher):
             "no_cfunc_wrapper": True,
             "boundscheck": None,  # as NUMBA_BOUNDSCHECK says
             # Who makes no array owns none: counting references to those of the caller is a fourth of the time. Wrongly
-            # left out, it is an error when compiled ("NRT required but not enabled"), never a leak.
+            # left out, it is an error when compiled: Numba's ("NRT required but not enabled"), or `_refuse_arrays`.
             "_nrt": not _ALLOCATORS.isdisjoint(function.__code__.co_names),
         }
         super().__init__(function, targetoptions=options, pipeline_class=_Compiler)
 
     def get_call_template(self, args, kws):
         """What Numba does, but a literal 0 is an integer, not a type of its own to compile everything again for."""
-        return super().get_call_template(tuple(map(unliteral, args)), kws)
+        template = super().get_call_template(tuple(map(unliteral, args)), kws)
+        if not ConfigStack().top().nrt:
+            _refuse_arrays(self.py_func, template[0].cases)
+        return template
 
     def add_overload(self, result):
         """Remember what was compiled; there is nothing in it for Python to call."""
         self.overloads[tuple(result.signature.args)] = result
+
+
+def _refuse_arrays(function, signatures):
+    """Raise an error if what is called returns arrays to a caller that counts no references: nobody would free them."""
+    for signature in signatures:
+        result = signature.return_type
+        kinds = result if isinstance(result, BaseTuple) else (result,)
+        if any(isinstance(kind, types.Array) for kind in kinds):
+            name = function.__qualname__
+            raise TypeError(f"{name} returns arrays: name it in _ALLOCATORS, so that its callers free them")
 
 
 #: Steps that look for what formulas do not have: functions within functions, expressions of whole arrays, calls of
