@@ -10,7 +10,7 @@ from numba import njit
 import nbbn
 from nbbn.cpu import saved, sharing, threads
 
-shared, tasks_of, someone_was_late = sharing.shared, sharing.tasks_of, sharing.someone_was_late
+shared, next_task, someone_was_late = sharing.shared, sharing.next_task, sharing.someone_was_late
 
 
 @njit(nogil=True)
@@ -21,8 +21,10 @@ def nothing_taken(workers):
 @njit
 def worker_at(taken, worker, tasks):
     """A worker who stops after each task until it is asked for the next."""
-    for task in tasks_of(worker, taken, tasks):  # noqa: UP028 - Numba has no "yield from"
+    task = next_task(worker, taken, tasks, -1)
+    while task >= 0:
         yield task
+        task = next_task(worker, taken, tasks, task)
 
 
 @njit(nogil=True)
@@ -32,8 +34,10 @@ def late(taken):
 
 @njit(nogil=True)
 def work(taken, worker, tasks, done):
-    for task in tasks_of(worker, taken, tasks):
+    task = next_task(worker, taken, tasks, -1)
+    while task >= 0:
         done[task, worker] += 1
+        task = next_task(worker, taken, tasks, task)
 
 
 @pytest.mark.parametrize(("workers", "tasks"), [(1, 5), (2, 7), (3, 2), (4, 0), (5, 64)])

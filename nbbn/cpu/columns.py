@@ -19,7 +19,7 @@ from nbbn.cpu.lines import prefetch
 from nbbn.cpu.memory import deviation, deviations, element, load, run, store
 from nbbn.cpu.rows import SAMPLE
 from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows
-from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.sharing import next_task, shared, someone_was_late
 from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, chunk_of_rows, chunks_of_rows, clear, expand, part
 from nbbn.cpu.vector import LANES, fmuladd, splat
 
@@ -46,6 +46,7 @@ def add_deviations(x, r, step, rows, j0, origin, total, squares):
         store(total, j, load(total, j, like) + first)
         store(squares, j, load(squares, j, like) + second)
         j += LANES
+    j = width & -LANES  # as it is: derived anew, so that LLVM keeps no pointers for what follows in the loop above
     while j < width:
         one = like
         square = like
@@ -208,7 +209,9 @@ def moments(workers, x, fold, tile, mean, m2):
     tasks = chunks * tiles
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             part_moments(x, task, tiles, fold, tile, part_mean, part_m2)
+            task = next_task(np.int64(worker), taken, tasks, task)
     merge_parts(x, fold, part_mean, part_m2, mean, m2)
     return someone_was_late(taken)

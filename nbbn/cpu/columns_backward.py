@@ -13,7 +13,7 @@ from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.memory import deviation, deviations, element, load, run, store
 from nbbn.cpu.rows_backward import add_chunks, products_are_exact
 from nbbn.cpu.scratch import lesser, scratch, scratch_rows, zero_rows, zeros
-from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.sharing import next_task, shared, someone_was_late
 from nbbn.cpu.tiles import BLOCK_ROWS, CHUNK_ROWS, STRIP, clear, expand, part
 from nbbn.cpu.vector import LANES, fmuladd, splat
 
@@ -113,8 +113,10 @@ def gradient_sums(workers, gradients, x, fold, tile, mean, total, products):
     tasks = chunks * tiles
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             part_gradient_sums(gradients, x, mean, task, tiles, fold, tile, part_total, part_products)
+            task = next_task(np.int64(worker), taken, tasks, task)
     for c in range(channels):
         total[c], products[c] = add_chunks(part_total[:, c], part_products[:, c])
     return someone_was_late(taken)
@@ -145,9 +147,11 @@ def apply(workers, gradients, x, fold, mean, scale, slope, offset, streaming, gr
     tasks = chunks * tiles
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             _, r0, r1, step, j0, j1 = part(task, tiles, tile, chunk, outer, fold, channels * inner)
             write_tile(gradients, x, r0, r1, step, j0, j1, mean, scale, slope, offset, True, streaming, grad_x)
+            task = next_task(np.int64(worker), taken, tasks, task)
     return someone_was_late(taken)
 
 
@@ -166,7 +170,8 @@ def backward_by_tile(
     tasks = -(-width // tile)
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             j0 = task * tile
             j1 = lesser(j0 + tile, width)
             tile_gradient_sums(gradients, x, high, np.int64(0), outer, np.int64(1), j0, j1, total, products)
@@ -190,4 +195,5 @@ def backward_by_tile(
                 streaming,
                 grad_x,
             )
+            task = next_task(np.int64(worker), taken, tasks, task)
     return someone_was_late(taken)

@@ -10,7 +10,7 @@ from nbbn.cpu.columns import tile_moments
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.memory import run
 from nbbn.cpu.scratch import greater, lesser, scratch_rows
-from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.sharing import next_task, shared, someone_was_late
 from nbbn.cpu.tiles import TILE, chunks_of_rows, expand, part
 
 
@@ -69,9 +69,11 @@ def normalize(workers, x, addend, out, fold, mean, scale, shift, floor, streamin
     tasks = chunks * tiles
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             _, r0, r1, step, j0, j1 = part(task, tiles, tile, chunk, outer, fold, channels * inner)
             normalize_tile(x, addend, out, r0, r1, step, j0, j1, j0, mean, scale, shift, floor, True, streaming)
+            task = next_task(np.int64(worker), taken, tasks, task)
     return someone_was_late(taken)
 
 
@@ -83,7 +85,8 @@ def train_by_tile(workers, x, addend, out, weight, bias, eps, floor, tile, strea
     tasks = -(-width // tile)
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             j0 = task * tile
             j1 = lesser(j0 + tile, width)
             c0, c1 = j0 // inner, j1 // inner
@@ -100,4 +103,5 @@ def train_by_tile(workers, x, addend, out, weight, bias, eps, floor, tile, strea
                 )
             else:
                 rare_tile(x, addend, out, j0, j1, wide, floor)
+            task = next_task(np.int64(worker), taken, tasks, task)
     return someone_was_late(taken)

@@ -19,8 +19,20 @@ from numba.core.types.containers import BaseTuple
 from numba.core.types.misc import unliteral
 from numba.core.untyped_passes import InlineClosureLikes
 
+from nbbn.cpu.lowering import FormulaLower
+from nbbn.cpu.typing import Typing
+
 #: What makes an array, by the names that our sources use.
-_ALLOCATORS = frozenset(("empty", "zeros", "scratch", "scratch_rows", "zero_rows", "expanded"))
+_ALLOCATORS = frozenset(("empty", "zeros", "scratch", "scratch_rows", "zero_rows", "expanded", "shared", "variances"))
+
+
+def makes_arrays(function):
+    """Whether a function has to count references.
+
+    Who makes no array owns none: counting references to those of the caller is a fourth of the time. Wrongly left
+    out, it is an error when compiled: Numba's ("NRT required but not enabled"), or `_refuse_arrays`.
+    """
+    return not _ALLOCATORS.isdisjoint(function.__code__.co_names)
 
 
 class Inner:
@@ -49,9 +61,7 @@ class _Inner(CPUDispatcher):
             "no_cpython_wrapper": True,
             "no_cfunc_wrapper": True,
             "boundscheck": None,  # as NUMBA_BOUNDSCHECK says
-            # Who makes no array owns none: counting references to those of the caller is a fourth of the time. Wrongly
-            # left out, it is an error when compiled: Numba's ("NRT required but not enabled"), or `_refuse_arrays`.
-            "_nrt": not _ALLOCATORS.isdisjoint(function.__code__.co_names),
+            "_nrt": makes_arrays(function),
         }
         super().__init__(function, targetoptions=options, pipeline_class=_Compiler)
 
@@ -85,6 +95,9 @@ _NEEDLESS = frozenset((InlineClosureLikes, InlineOverloads, NopythonRewrites))
 class _Compiler(compiler.CompilerBase):
     """Numba's steps but the needless, and the last one only as far as LLVM code."""
 
+    def __init__(self, typingctx, *rest):
+        super().__init__(Typing(typingctx), *rest)
+
     def define_pipelines(self):
         (pipeline,) = _with_instead(self.state, {NativeLowering: _Lowering})
         pipeline.passes[:] = [step for step in pipeline.passes if step[0] not in _NEEDLESS]
@@ -108,6 +121,7 @@ def _with_instead(state, ours):
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _Lowering(NativeLowering):
     _name = "nbbn_inner_lowering"
+    lowering_class = FormulaLower
 
     def run_pass(self, state):
         state.library = _Library(state.targetctx.codegen(), state.func_id.func_qualname)
@@ -122,6 +136,7 @@ class _Lowering(NativeLowering):
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _SerialLowering(NativeLowering):
     _name = "nbbn_serial_lowering"
+    lowering_class = FormulaLower
 
     def run_pass(self, state):
         state.library = _Whole(state.targetctx.codegen(), state.func_id.func_qualname)

@@ -12,7 +12,7 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 
 from nbbn.cpu import saved, threads
-from nbbn.cpu.inner import Inner, KernelCompiler
+from nbbn.cpu.inner import Inner, KernelCompiler, makes_arrays
 
 #: Only the loops written as `prange`. Numba would also make parallel regions of `a[:] = 0` and `np.zeros` on
 #: per-channel arrays; each costs microseconds, or a scheduler slice (8 ms seen) when another process has a core.
@@ -57,6 +57,7 @@ class Kernel:
             no_cfunc_wrapper=True,
             parallel=dict(_PRANGE_ONLY) if parallel else False,
             pipeline_class=KernelCompiler,
+            _nrt=parallel or makes_arrays(function),
         )(function)
         self._compiled._cache = saved.Cache(function, "parallel" if parallel else "serial")
         self._compiled._can_compile = False  # not by itself: see `_compile`

@@ -12,7 +12,7 @@ from nbbn.cpu.channels import merge_formula as merge
 from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.rows import box_moments
 from nbbn.cpu.scratch import greater, lesser, scratch_rows, zeros
-from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.sharing import next_task, shared, someone_was_late
 
 #: Values a buffer, and channels a task: 16 buffers of 512 float32 are 32 kB, and 16 channels side by side are
 #: one cache line, so that channels-last data is read once.
@@ -65,13 +65,15 @@ def moments(workers, x, where, count, mean, m2):
     tasks = chunks * groups
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             k, g = divmod(task, groups)
             o0 = k * rows
             o1 = lesser(o0 + rows, outer)
             c0 = g * GROUP
             c1 = lesser(c0 + GROUP, channels)
             group_moments(x, where, o0, o1, c0, c1, part_count[k], part_mean[k], part_m2[k])
+            task = next_task(np.int64(worker), taken, tasks, task)
     for c in range(channels):
         count[c], mean[c], m2[c] = 0, 0.0, 0.0
         for k in range(chunks):

@@ -6,10 +6,9 @@ as that scalar everywhere, so that the same loop serves coefficients per row and
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
+from nbbn.cpu.fields import array_of, field, lengths
 from nbbn.cpu.storage import (
     apart,
     apart_from_memory,
@@ -41,31 +40,22 @@ def run(typingctx, array, i, j, start, stop):
 
     def codegen(context, builder, signature, arguments):
         kind = signature.args[0]
-        source = context.make_array(kind)(context, builder, arguments[0])
-        strides = cgutils.unpack_tuple(builder, source.strides, 3)
+        data = field(context, builder, kind, arguments[0], "data")
+        strides = lengths(context, builder, kind, arguments[0], "strides")
         itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
         offset = builder.add(builder.mul(arguments[1], strides[0]), builder.mul(arguments[2], strides[1]))
         offset = builder.add(offset, builder.mul(arguments[3], itemsize))
-        pointer = builder.bitcast(builder.gep(builder.bitcast(source.data, _BYTES), [offset]), source.data.type)
-        view = context.make_array(signature.return_type)(context, builder)
-        # no meminfo: the view borrows from `array`, which the caller keeps alive
-        populate_array(
-            view,
-            data=pointer,
-            shape=(builder.sub(arguments[4], arguments[3]),),
-            strides=(itemsize,),
-            itemsize=itemsize,
-            meminfo=None,
-            parent=None,
-        )
-        return view._getvalue()
+        pointer = builder.bitcast(builder.gep(builder.bitcast(data, _BYTES), [offset]), data.type)
+        size = builder.sub(arguments[4], arguments[3])
+        # it borrows from `array`, which the caller keeps alive
+        return array_of(context, builder, signature.return_type, pointer, (size,), (itemsize,), itemsize)
 
     return signature, codegen
 
 
 def pointer_to(context, builder, kind, array, index, pointee):
     """Where element number `index` of a contiguous 1-d array is, as a pointer to `pointee`."""
-    data = context.make_array(kind)(context, builder, array).data
+    data = field(context, builder, kind, array, "data")
     base = builder.bitcast(data, memory_type(kind.dtype).as_pointer())
     return builder.bitcast(builder.gep(base, [index]), pointee.as_pointer())
 

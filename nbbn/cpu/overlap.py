@@ -7,13 +7,17 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from nbbn.cpu.fields import field
+
 
 def _extents(context, builder, signature, arguments):
     """Of contiguous arrays: addresses of the first byte and of the byte after the last, as LLVM integers."""
     for kind, argument in zip(signature.args, arguments, strict=True):
-        array = context.make_array(kind)(context, builder, argument)
-        begin = builder.ptrtoint(array.data, ir.IntType(64))
-        yield begin, builder.add(begin, builder.mul(array.nitems, array.itemsize))
+        data, size, itemsize = (
+            field(context, builder, kind, argument, name) for name in ("data", "nitems", "itemsize")
+        )
+        begin = builder.ptrtoint(data, ir.IntType(64))
+        yield begin, builder.add(begin, builder.mul(size, itemsize))
 
 
 @intrinsic

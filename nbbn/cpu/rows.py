@@ -28,7 +28,7 @@ from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.kinds import least_squares, sum_origin
 from nbbn.cpu.memory import deviation, element, run
 from nbbn.cpu.scratch import greater, lesser, scratch, scratch_rows
-from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.sharing import next_task, shared, someone_was_late
 from nbbn.cpu.vector import LANES
 
 #: Values, spread over a run, that the origin is the mean of: about an eighth of a standard deviation off.
@@ -163,8 +163,10 @@ def moments(workers, x, group, mean, m2):
     tasks = chunks * groups
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             part_moments(x, task, groups, group, part_origin, part_mean, part_m2)
+            task = next_task(np.int64(worker), taken, tasks, task)
     merge_parts(x, part_mean, part_m2, mean, m2)
     return someone_was_late(taken)
 
@@ -210,7 +212,8 @@ def normalize(workers, x, addend, out, wide, narrow, narrow_serves, floor, strea
     pieces, group, tasks = runs(x.shape)
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             first, piece = divmod(task, pieces)
             i0 = piece * CHUNK
             i1 = lesser(i0 + CHUNK, inner)
@@ -221,6 +224,7 @@ def normalize(workers, x, addend, out, wide, narrow, narrow_serves, floor, strea
                 if c == channels:
                     c = 0
                     o += 1
+            task = next_task(np.int64(worker), taken, tasks, task)
     return someone_was_late(taken)
 
 
@@ -252,8 +256,10 @@ def train_by_channel(workers, x, addend, out, weight, bias, eps, floor, group, s
     _, tasks = parts(x, group)
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             c0 = task * group
             c1 = lesser(c0 + group, x.shape[1])
             train_channels(x, addend, out, c0, c1, weight, bias, eps, floor, streaming, mean, m2)
+            task = next_task(np.int64(worker), taken, tasks, task)
     return someone_was_late(taken)

@@ -15,7 +15,7 @@ from nbbn.cpu.jit import formula, kernel
 from nbbn.cpu.memory import run
 from nbbn.cpu.rows import parts, runs
 from nbbn.cpu.scratch import lesser, scratch_rows, zero_rows
-from nbbn.cpu.sharing import shared, someone_was_late, tasks_of
+from nbbn.cpu.sharing import next_task, shared, someone_was_late
 
 
 @formula
@@ -61,13 +61,15 @@ def gradient_sums(workers, gradients, x, group, mean, total, products):
     tasks = chunks * groups
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             k, g = divmod(task, groups)
             o0, o1, i0, i1 = chunk_bounds(k, outer, inner)
             c0 = g * group
             c1 = lesser(c0 + group, channels)
             sums = chunk_total[k, c0:c1], chunk_products[k, c0:c1]
             box_gradient_sums(gradients, x, mean, o0, o1, c0, i0, i1, sums[0], sums[1])
+            task = next_task(np.int64(worker), taken, tasks, task)
     for c in range(channels):
         total[c], products[c] = add_chunks(chunk_total[:, c], chunk_products[:, c])
     return someone_was_late(taken)
@@ -121,12 +123,14 @@ def backward_by_channel(
     _, tasks = parts(x, group)
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             c0 = task * group
             of_channels = mean, high, inv_std, weight
             channels_backward(
                 gradients, x, of_channels, c0, lesser(group, channels - c0), streaming, grad_x, grad_weight, grad_bias
             )
+            task = next_task(np.int64(worker), taken, tasks, task)
     return someone_was_late(taken)
 
 
@@ -138,7 +142,8 @@ def apply(workers, gradients, x, mean, scale, slope, offset, streaming, grad_x):
     like = mean.dtype.type(0)
     taken = shared(workers)
     for worker in prange(workers):
-        for task in tasks_of(np.int64(worker), taken, tasks):
+        task = next_task(np.int64(worker), taken, tasks, np.int64(-1))
+        while task >= 0:
             first, piece = divmod(task, pieces)
             i0 = piece * CHUNK
             i1 = lesser(i0 + CHUNK, inner)
@@ -147,4 +152,5 @@ def apply(workers, gradients, x, mean, scale, slope, offset, streaming, grad_x):
                 ready = mean[c], scale[c], slope[c], offset[c]
                 inputs = run(gradients, o, c, i0, i1), run(x, o, c, i0, i1)
                 gradient_row(run(grad_x, o, c, i0, i1), inputs, ready, like, True, streaming)
+            task = next_task(np.int64(worker), taken, tasks, task)
     return someone_was_late(taken)

@@ -8,7 +8,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
+
+from nbbn.cpu.fields import array_of
 
 #: Alignment of new arrays: a cache line.
 _LINE = 64
@@ -25,16 +26,8 @@ def _allocate(context, builder, kind, shape, clear):
     data = context.nrt.meminfo_data(builder, memory)
     if clear:
         cgutils.memset(builder, data, size, 0)
-    array = context.make_array(kind)(context, builder)
-    populate_array(
-        array,
-        data=builder.bitcast(data, array.data.type),
-        shape=shape,
-        strides=strides,
-        itemsize=itemsize,
-        meminfo=memory,
-    )
-    return array._getvalue()
+    data = builder.bitcast(data, context.get_data_type(kind.dtype).as_pointer())
+    return array_of(context, builder, kind, data, shape, strides, itemsize, memory)
 
 
 def _one_row(clear):

@@ -14,10 +14,13 @@ from numba.extending import intrinsic
 
 from nbbn.cpu.jit import formula
 from nbbn.cpu.lines import fence
+from nbbn.cpu.memory import pointer_to
 from nbbn.cpu.scratch import zeros
 
 #: 64-bit numbers a cache line: counters of different threads shall not share one.
 _APART = 8
+
+_I64 = ir.IntType(64)
 
 
 @intrinsic
@@ -25,8 +28,8 @@ def _fetch_and_increment(typingctx, counters, i):
     """counters[i] before it is incremented, by one thread at a time."""
 
     def codegen(context, builder, signature, arguments):
-        counters = context.make_array(signature.args[0])(context, builder, arguments[0])
-        return builder.atomic_rmw("add", builder.gep(counters.data, [arguments[1]]), ir.IntType(64)(1), "monotonic")
+        counter = pointer_to(context, builder, signature.args[0], arguments[0], arguments[1], _I64)
+        return builder.atomic_rmw("add", counter, _I64(1), "monotonic")
 
     return types.int64(counters, types.intp), codegen
 
@@ -36,8 +39,8 @@ def _fetch(typingctx, counters, i):
     """counters[i] as it is now."""
 
     def codegen(context, builder, signature, arguments):
-        counters = context.make_array(signature.args[0])(context, builder, arguments[0])
-        return builder.load_atomic(builder.gep(counters.data, [arguments[1]]), "monotonic", 8)
+        counter = pointer_to(context, builder, signature.args[0], arguments[0], arguments[1], _I64)
+        return builder.load_atomic(counter, "monotonic", 8)
 
     return types.int64(counters, types.intp), codegen
 
@@ -49,25 +52,28 @@ def shared(workers):
 
 
 @formula
-def tasks_of(worker, taken, tasks):
-    """The numbers of the tasks that fall to a worker: of its own range as long as there are any, then of the others'.
+def next_task(worker, taken, tasks, task):
+    """What falls to a worker after `task` (-1: first): of its own range as long as there are any, then of the others'.
 
-    After the last, what it wrote is seen by all.
+    -1: there are none left, and what this worker wrote is seen by all.
     """
     workers = taken.size // _APART - 2
     begun = taken.size - 2 * _APART
-    _fetch_and_increment(taken, begun)
-    for step in range(workers):
-        whose = (worker + step) % workers
+    if task < 0:
+        _fetch_and_increment(taken, begun)
+    whose = worker
+    for _ in range(workers):
         first = tasks * whose // workers
         size = tasks * (whose + 1) // workers - first
-        while _fetch(taken, _APART * whose) < size:
+        if _fetch(taken, _APART * whose) < size:
             k = _fetch_and_increment(taken, _APART * whose)
             if k < size:
-                yield first + k
+                return first + k
+        whose = whose + 1 if whose + 1 < workers else 0
     fence()
     if _fetch(taken, begun) < workers:
         _fetch_and_increment(taken, taken.size - _APART)
+    return -1
 
 
 @formula
