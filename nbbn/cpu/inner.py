@@ -68,7 +68,7 @@ class _Inner(CPUDispatcher):
     def get_call_template(self, args, kws):
         """What Numba does, but a literal 0 is an integer, not a type of its own to compile everything again for."""
         template = super().get_call_template(tuple(map(unliteral, args)), kws)
-        if not ConfigStack().top().nrt:
+        if not (ConfigStack().top().nrt and makes_arrays(self.py_func)):
             _refuse_arrays(self.py_func, template[0].cases)
         return template
 
@@ -78,7 +78,7 @@ class _Inner(CPUDispatcher):
 
 
 def _refuse_arrays(function, signatures):
-    """Raise an error if what is called returns arrays to a caller that counts no references: nobody would free them."""
+    """Raise an error if arrays are returned to, or from, who counts no references: nobody would free them."""
     for signature in signatures:
         result = signature.return_type
         kinds = result if isinstance(result, BaseTuple) else (result,)

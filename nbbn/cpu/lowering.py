@@ -25,25 +25,23 @@ class FormulaLower(Lower):
 
     def _find_singly_assigned_variable(self):
         """Of the variables without references also those that are read in later blocks."""
-        super()._find_singly_assigned_variable()
-        if not self.func_ir.func_id.is_generator:
-            self._singly_assigned_vars |= {name for name in self._assigned_before_use() if not self._counted(name)}
-
-    def _assigned_before_use(self):
-        """The variables with one assignment, which comes before whatever reads them, also where loops go back."""
-        use_defs = compute_use_defs(self.blocks)
+        self._blk_local_varmap = {}
+        self._singly_assigned_vars = set()
+        if self.func_ir.func_id.is_generator:
+            return
         assignments: dict[str, list[int]] = {}
         first_use: dict[str, int] = {}
+        use_defs = compute_use_defs(self.blocks)
         for offset, block in self.blocks.items():
             for statement in block.find_insts(ir.Assign):
                 assignments.setdefault(statement.target.name, []).append(offset)
-            for name in use_defs.usemap[offset]:
+            for name in use_defs.usemap[offset]:  # what the block reads of others, or of its own last turn
                 first_use[name] = min(offset, first_use.get(name, offset))
-        return [
-            name
-            for name, offsets in assignments.items()
-            if len(offsets) == 1 and offsets[0] < first_use.get(name, offsets[0] + 1)
-        ]
+        for name, offsets in assignments.items():
+            # a use that comes first in the order of blocks is reached by a jump back, and may come first in time
+            before_use = name not in first_use or (offsets[0] < first_use[name] and not self._counted(name))
+            if len(offsets) == 1 and before_use:
+                self._singly_assigned_vars.add(name)
 
     def _counted(self, name):
         """Whether references are counted to what a variable holds."""
@@ -72,15 +70,14 @@ class FormulaLower(Lower):
             for side, kind in zip((expr.lhs, expr.rhs), signature.args, strict=True)
         ]
         try:
-            implementation = self.context.get_function(operator, signature)
+            operator.get_impl_key(signature)
         except KeyError:  # typed as `+=`, and these are the first two to be added
-            signature = operator.get_call_type(self.context.typing_context, signature.args, {})
-            implementation = self.context.get_function(operator, signature)
-        result = implementation(self.builder, operands)
+            operator.get_call_type(self.context.typing_context, signature.args, {})
+        result = self.context.get_function(operator, signature)(self.builder, operands)
         return self.context.cast(self.builder, result, signature.return_type, resty)
 
     def lower_expr(self, resty, expr):
-        """Attributes and elements of arrays without a detour: an index is never negative, unless it is a constant."""
+        """Attributes and elements of arrays without a detour; no index is negative but a constant written there."""
         if expr.op == "getattr" and expr.attr in _ATTRIBUTES:
             kind = self.typeof(expr.value.name)
             if isinstance(kind, types.Array):
@@ -102,7 +99,7 @@ class FormulaLower(Lower):
             store_item(self.context, self.builder, kind, self.context.cast(self.builder, value, of, kind.dtype), place)
 
     def _element(self, array, index):
-        """(type of the array, pointer to the number that `index` says), or None if it is not one number."""
+        """(type of the array, pointer to the number that `index` says, or None if it is not one number)."""
         kind, by = self.typeof(array.name), self.typeof(index.name)
         each = tuple(by) if isinstance(by, types.BaseTuple) else (by,)
         if not (isinstance(kind, types.Array) and isinstance(kind.dtype, types.Number | types.Boolean)):

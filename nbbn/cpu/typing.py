@@ -10,14 +10,11 @@ from typing import Any
 from numba import types
 
 _found: dict[Any, Any] = {}
-_operators: dict[Any, Any] = {}
 
 
 def operator_type(context, function):
-    """The type of an operator, such as `operator.add`."""
-    if function not in _operators:
-        _operators[function] = context.resolve_value_type(function)
-    return _operators[function]
+    """The type of an operator, such as `operator.add`, without asking first whether it is a constant."""
+    return context._lookup_global(function) or context.resolve_value_type(function)
 
 
 class Typing:
@@ -30,7 +27,7 @@ class Typing:
         return getattr(self._context, name)
 
     def refresh(self):
-        """Nothing: a formula is compiled in the course of a kernel, which has just done that."""
+        """Nothing: the target context does it as well."""
 
     def resolve_value_type(self, value):
         """The type of a constant."""
